@@ -1,0 +1,132 @@
+"""Weights on their way from the checkpoint into the engine: cast, fused, permuted; one tensor in memory at a time.
+
+Attention does not change when the head dims of q and k are permuted alike. Per KV head, the rows of the query and key
+projections (and their biases and norms) are ordered so that the dominant frequency chunks come first and the two dims
+of a chunk lie side by side. A key's leading dims are then its *label*: all that scoring needs, in one contiguous run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from fasa_trt.core.checkpoint import Checkpoint
+from fasa_trt.core.errors import FasaError
+from fasa_trt.export.graph import DTYPES, NUMPY_DTYPES, Ops
+from fasa_trt.export.plan import LayerPlan
+
+Array = NDArray[Any]
+
+
+def cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array` in `dtype`; bfloat16 to float32 by shifting bits, several times faster than an element-wise cast."""
+    if array.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
+        return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return array.astype(dtype, copy=False)
+
+
+class Weights:
+    """Turns tensors of a checkpoint into initializers of a graph, to be read when the graph is saved."""
+
+    def __init__(self, checkpoint: Checkpoint, ops: Ops) -> None:
+        self.checkpoint = checkpoint
+        self.ops = ops
+        self._known: dict[str, ir.Value] = {}
+
+    def has(self, name: str) -> bool:
+        return name in self.checkpoint.tensors
+
+    def lazy(self, name: str, shape: tuple[int, ...], read: Callable[[], Array], dtype: str | None = None) -> ir.Value:
+        """An initializer whose data `read` makes at the moment it is written."""
+        if name not in self._known:
+            target = dtype or self.ops.dtype
+
+            def evaluate() -> ir.TensorProtocol:
+                return ir.tensor(cast(read(), NUMPY_DTYPES[target]), name=name)
+
+            self._known[name] = self.ops.initializer(
+                ir.LazyTensor(evaluate, dtype=DTYPES[target], shape=ir.Shape(shape), name=name)
+            )
+        return self._known[name]
+
+    def stored(self, name: str) -> ir.Value:
+        """A tensor of the checkpoint as it is."""
+        tensor = self.checkpoint.tensor(name)
+        return self.lazy(name, tensor.shape, tensor.read)
+
+    def norm(self, name: str, offset: float) -> ir.Value:
+        """A norm's weight, always float32: it multiplies a float32 activation."""
+        tensor = self.checkpoint.tensor(name)
+        return self.lazy(
+            name, tensor.shape, lambda: cast(tensor.read(), np.dtype(np.float32)) + np.float32(offset), "float32"
+        )
+
+    def qkv(self, plan: LayerPlan, kind: str) -> ir.Value | None:
+        """The fused projection of a layer, `kind` "weight" [Hkv*(G+2)*d, hidden] or "bias" [Hkv*(G+2)*d].
+
+        Rows run per KV head: its G query heads, its key, its value. None for a bias that the checkpoint lacks.
+        """
+        prefix = f"model.layers.{plan.index}.self_attn."
+        fused = self.has(f"{prefix}qkv_proj.weight")
+        names = [f"{prefix}qkv_proj.{kind}"] if fused else [f"{prefix}{x}_proj.{kind}" for x in "qkv"]
+        if kind == "bias" and not any(self.has(name) for name in names):
+            return None
+        stored = [self.checkpoint.tensor(name) for name in names]
+        heads, kv_heads, head_dim = self.checkpoint.num_heads, self.checkpoint.num_kv_heads, self.checkpoint.head_dim
+        rows = (heads + 2 * kv_heads) * head_dim
+        if sum(tensor.shape[0] for tensor in stored) != rows:
+            raise FasaError(
+                f"{names[0]} does not have the {rows} rows that config.json asks for",
+                hint="the checkpoint is not of its config",
+            )
+
+        def read() -> Array:
+            arrays = [tensor.read() for tensor in stored]
+            whole = arrays[0] if fused else np.concatenate(arrays)
+            del arrays
+            return group_qkv(whole, heads, kv_heads, head_dim, plan.dims())
+
+        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), read)
+
+    def head_norm(self, plan: LayerPlan, which: str, offset: float) -> tuple[ir.Value, bool] | None:
+        """The weight of `q_norm` or `k_norm`, [Hkv, heads per KV head, d] in baked order, and whether the norm spans
+        all heads (OLMo 2) rather than each by itself; None where there is no such norm."""
+        name = f"model.layers.{plan.index}.self_attn.{which}_norm.weight"
+        if not self.has(name):
+            return None
+        kv_heads, head_dim = self.checkpoint.num_kv_heads, self.checkpoint.head_dim
+        per_group = self.checkpoint.num_heads // kv_heads if which == "q" else 1
+        tensor = self.checkpoint.tensor(name)
+        spans_heads = tensor.shape[0] != head_dim
+
+        def read() -> Array:
+            weight = cast(tensor.read(), np.dtype(np.float32)) + np.float32(offset)
+            full = np.broadcast_to(weight.reshape((-1, per_group, head_dim) if spans_heads else (1, 1, head_dim)),
+                                   (kv_heads, per_group, head_dim))
+            dims = plan.dims()
+            return full if dims is None else np.take_along_axis(full, dims[:, None, :], axis=2)
+
+        return self.lazy(f"{name}.baked", (kv_heads, per_group, head_dim), read, "float32"), spans_heads
+
+
+def group_qkv(stacked: Array, heads: int, kv_heads: int, head_dim: int, dims: NDArray[np.int64] | None) -> Array:
+    """Rows [q heads, k heads, v heads] of head_dim each, regrouped per KV head as [G queries, key, value].
+
+    stacked: [(heads + 2 kv_heads) * head_dim, ...]. dims: int64 [kv_heads, head_dim] or None, the source dim of each
+    baked dim of queries and keys. Returns the same shape.
+    """
+    rest = stacked.shape[1:]
+    rows = stacked.reshape(heads + 2 * kv_heads, head_dim, *rest)
+    group = heads // kv_heads
+    result = np.empty((kv_heads, group + 2, head_dim, *rest), stacked.dtype)
+    for g in range(kv_heads):
+        queries_and_key = [*range(g * group, (g + 1) * group), heads + g]
+        for position, head in enumerate(queries_and_key):
+            result[g, position] = rows[head] if dims is None else rows[head][dims[g]]
+        result[g, group + 1] = rows[heads + kv_heads + g]
+    return result.reshape(stacked.shape)

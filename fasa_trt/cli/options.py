@@ -1,0 +1,85 @@
+"""Options that several verbs have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SPARSITY, LIMITS, CALIBRATION = "Sparsity", "Engine", "Calibration"
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Checkpoint directory or Hugging Face model ID.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output if it exists.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the model ID's own Python code run. Off unless you say so.")
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="onnxruntime | tensorrt-rtx | tensorrt | tensorrt-llm. Default: the best one that runs here.",
+        rich_help_panel=LIMITS,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="auto | float32 | float16 | bfloat16. auto: float32 for onnxruntime, the checkpoint's own for TensorRT.",
+        rich_help_panel=LIMITS,
+    ),
+]
+MaxSeqLen = Annotated[
+    int | None,
+    typer.Option(help="Tokens a sequence may reach, prompt and answer.", rich_help_panel=LIMITS, show_default="model's"),
+]
+MaxBatchSize = Annotated[
+    int | None, typer.Option(help="Sequences that may run at once.", rich_help_panel=LIMITS, show_default="8; TensorRT 1")
+]
+Budget = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens each KV head attends to in a decode step.", rich_help_panel=SPARSITY, show_default="256"
+    ),
+]
+NTip = Annotated[
+    int | None,
+    typer.Option(
+        "--n-tip",
+        help="Dominant frequency chunks that predict importance.",
+        rich_help_panel=SPARSITY,
+        show_default="3/8 of them: 24 for head_dim 128",
+    ),
+]
+Reduction = Annotated[
+    str | None,
+    typer.Option(
+        help="How a group's query heads share a token set: sum | mean_softmax | max_softmax | per_head (the paper's).",
+        rich_help_panel=SPARSITY,
+        show_default="sum",
+    ),
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="How chunks are ranked: spread | agreement (the paper's) | greedy (needs calibrate --greedy).",
+        rich_help_panel=SPARSITY,
+        show_default="spread",
+    ),
+]
+Sink = Annotated[
+    int | None, typer.Option(help="First tokens always attended.", rich_help_panel=SPARSITY, show_default="4")
+]
+Recent = Annotated[
+    int | None, typer.Option(help="Last tokens always attended.", rich_help_panel=SPARSITY, show_default="32")
+]
+DenseLayers = Annotated[
+    str | None,
+    typer.Option(help="Layers that attend to everything, like 0,1.", rich_help_panel=SPARSITY, show_default="none"),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help='JSON file with any of these settings, like {"budget": 512}.')
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, stronger than flags and --config; repeatable.")
+]

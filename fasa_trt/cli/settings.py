@@ -1,0 +1,34 @@
+"""From flags to a resolved build configuration, for the verbs that write engines or models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fasa_trt.core.errors import FasaError
+
+if TYPE_CHECKING:
+    from fasa_trt.core.checkpoint import Checkpoint
+    from fasa_trt.export.config import BuildConfig
+
+
+def layer_list(text: str | None) -> list[int] | None:
+    """[0, 1] from "0,1"; an empty text is an empty list. Raises FasaError."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise FasaError(f"--dense-layers {text!r} is not a list of layers", hint="for example 0,1") from None
+
+
+def resolve(
+    checkpoint: Checkpoint, file: Path | None, settings: list[str] | None, default_target: str, **flags: Any
+) -> BuildConfig:
+    """`BuildConfig.resolve` for flags as typer hands them over."""
+    from fasa_trt.export.config import BuildConfig
+
+    flags["dense_layers"] = layer_list(flags.get("dense_layers"))
+    return BuildConfig.resolve(
+        checkpoint, file=file, flags=flags, settings=settings or (), default_target=default_target
+    )

@@ -1,0 +1,24 @@
+"""Writing files so that a reader sees the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from fasa_trt.core.errors import FasaError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data` through a temporary sibling. Raises FasaError when it cannot be written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FasaError(
+            f"cannot write {path}: {error.strerror or error}", hint="check permissions and free disk space"
+        ) from None

@@ -1,0 +1,184 @@
+"""The engine directory: what a build writes and every runtime loads.
+
+    config.json            the model's shape, build limits and, under "fasa", all that a runtime needs to know
+    model.onnx (+ .data)   or model.rtx, rank0.engine: the target's own file
+    profile.safetensors    the calibration that the engine was baked from
+    tokenizer files        as in the checkpoint
+    manifest.json          sha256 of every file above, versions, the command
+
+It is written to a temporary sibling and renamed when complete, so a build that dies leaves nothing that could be
+mistaken for an engine; the next build of the same directory sweeps the sibling away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fasa_trt.core.errors import FasaError
+from fasa_trt.core.spec import SparseSpec
+
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+PROFILE = "profile.safetensors"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EngineDirectory:
+    """A complete engine directory that has been opened. config: the parsed config.json."""
+
+    path: Path
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+
+    @property
+    def fasa(self) -> dict[str, Any]:
+        section: dict[str, Any] = self.config["fasa"]
+        return section
+
+    @property
+    def target(self) -> str:
+        return str(self.fasa["target"])
+
+    @property
+    def model_file(self) -> Path:
+        return self.path / str(self.fasa["model_file"])
+
+    @property
+    def spec(self) -> SparseSpec:
+        return SparseSpec.from_json(self.fasa["sparse"])
+
+    @property
+    def max_seq_len(self) -> int:
+        return int(self.config["build_config"]["max_seq_len"])
+
+    @property
+    def max_batch_size(self) -> int:
+        return int(self.config["build_config"]["max_batch_size"])
+
+
+def open_engine(path: str | Path, *, verify: bool = True) -> EngineDirectory:
+    """Opens and checks a directory that `write_engine` made.
+
+    verify: compare every file's sha256 with the manifest (reads all of the weights once).
+    Raises FasaError when there is no engine, a file is missing or was changed, or the schema is another version's.
+    """
+    path = Path(path)
+    manifest = _read_json(path, MANIFEST)
+    try:
+        listed: dict[str, dict[str, Any]] = manifest["files"]
+        for name, entry in listed.items():
+            if Path(name).name != name:
+                raise FasaError(f"{path / MANIFEST} names a file outside its directory: {name}")
+            file = path / name
+            if not file.is_file():
+                raise FasaError(f"{path} is incomplete: {name} is missing", hint="build the engine again")
+            if file.stat().st_size != entry["bytes"] or (verify and sha256(file) != entry["sha256"]):
+                raise FasaError(f"{file} is not the file that was built", hint="it was changed; build the engine again")
+        if manifest["schema"] != SCHEMA:
+            raise FasaError(
+                f"{path} has engine schema {manifest['schema']}, this version reads {SCHEMA}", hint="build it again"
+            )
+        if CONFIG not in listed:
+            raise FasaError(f"{path / MANIFEST} does not list {CONFIG}", hint="build the engine again")
+    except (KeyError, TypeError, AttributeError):
+        raise FasaError(f"{path / MANIFEST} is not an engine manifest", hint="build the engine again") from None
+    engine = EngineDirectory(path, _read_json(path, CONFIG), manifest)
+    try:
+        _ = engine.spec, engine.target, engine.model_file, engine.max_seq_len, engine.max_batch_size
+    except KeyError as error:
+        raise FasaError(f"{path / CONFIG} lacks {error}", hint="build the engine again") from None
+    return engine
+
+
+@contextlib.contextmanager
+def write_engine(path: Path, *, force: bool, facts: dict[str, Any]) -> Iterator[Path]:
+    """Yields an empty directory to fill; when the block ends well, adds the manifest and puts it at `path`.
+
+    force: replace an engine that is already there. facts: for the manifest (versions, command).
+    Raises FasaError when `path` exists, cannot be written, or another build is writing it.
+    """
+    path = Path(os.path.abspath(path))
+    check_replaceable(path, force)
+    building = path.with_name(f".{path.name}.building")
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise FasaError(f"another build is writing {path}", hint="wait for it, or choose another -o") from None
+    except OSError as error:
+        raise FasaError(f"cannot write {path}: {error.strerror or error}", hint="check the directory's permissions") from None
+    try:
+        shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
+        building.mkdir()
+        yield building
+        files = sorted(file for file in building.iterdir() if file.is_file())
+        manifest = {
+            "schema": SCHEMA,
+            **facts,
+            "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files},
+        }
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        _replace(building, path)
+    except OSError as error:
+        raise FasaError(
+            f"cannot write {path}: {error.strerror or error}", hint="check permissions and free disk space"
+        ) from None
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def check_replaceable(path: Path, force: bool) -> None:
+    """Raises FasaError when a build may not write `path`; to be asked before the long work."""
+    if not path.exists():
+        return
+    if not force:
+        raise FasaError(f"{path} exists already", hint="choose another -o, or replace it with --force")
+    empty = path.is_dir() and not any(path.iterdir())
+    if not empty and not (path / MANIFEST).is_file():
+        raise FasaError(f"{path} is not an engine directory, so --force does not replace it", hint="choose another -o")
+
+
+def _replace(building: Path, path: Path) -> None:
+    if not path.exists():
+        building.rename(path)
+        return
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    building.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    file = path / name
+    if not file.is_file():
+        raise FasaError(f"{path} is not an engine directory: it has no {name}", hint="make one with fasa-trt build")
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise FasaError(f"{file} is not valid JSON: {error}", hint="build the engine again") from None
+    if not isinstance(content, dict):
+        raise FasaError(f"{file} is not a JSON object", hint="build the engine again")
+    return content

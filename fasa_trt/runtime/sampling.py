@@ -1,0 +1,59 @@
+"""Choosing the next token from logits, on the host and reproducibly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fasa_trt.core.errors import FasaError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; otherwise top_k, top_p and min_p cut the distribution, in that order, before a draw.
+
+    top_k: keep the k likeliest (0: all). top_p: keep the fewest whose probabilities reach p. min_p: keep those at least
+    min_p times as likely as the likeliest. seed: None draws differently every time.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, fits in (
+            ("temperature", self.temperature, self.temperature >= 0),
+            ("top-k", self.top_k, self.top_k >= 0),
+            ("top-p", self.top_p, 0 < self.top_p <= 1),
+            ("min-p", self.min_p, 0 <= self.min_p <= 1),
+        ):
+            if not fits:
+                raise FasaError(f"{name} {value} is out of range", hint="temperature, top-k >= 0; 0 < top-p <= 1; min-p <= 1")
+
+    def generators(self, rows: int) -> list[np.random.Generator]:
+        """One generator a row, so that a row's draws do not depend on its neighbours."""
+        return [np.random.default_rng(child) for child in np.random.SeedSequence(self.seed).spawn(rows)]
+
+
+def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
+    """One token id from logits [vocab]. Ties go to the lower id when greedy."""
+    if sampling.temperature == 0:
+        return int(np.argmax(logits))
+    order = np.argsort(-logits, kind="stable")
+    scaled = logits[order].astype(np.float64) / sampling.temperature
+    keep = len(order) if sampling.top_k == 0 else min(sampling.top_k, len(order))
+    probabilities = _normalised(np.exp(scaled[:keep] - scaled[0]))
+    reached = np.cumsum(probabilities)
+    keep = int(np.searchsorted(reached, sampling.top_p)) + 1
+    probabilities = _normalised(probabilities[:keep])
+    probabilities = _normalised(probabilities[probabilities >= sampling.min_p * probabilities[0]])
+    return int(order[generator.choice(len(probabilities), p=probabilities)])
+
+
+def _normalised(weights: NDArray[Any]) -> NDArray[Any]:
+    return weights / weights.sum()

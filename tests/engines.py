@@ -1,0 +1,147 @@
+"""Engines made from random checkpoints, and the model that they must agree with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers.masking_utils import eager_mask
+
+from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
+from fasa_trt.core.engine_dir import EngineDirectory
+from fasa_trt.core.profile import Profile
+from fasa_trt.core.reference import decode
+from fasa_trt.core.spec import SparseSpec
+from fasa_trt.export.onnx_model import export_onnx
+from fasa_trt.export.plan import LayerPlan
+from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
+from tests.models import make_model
+
+MAX_SEQ_LEN = 128
+Array = NDArray[Any]
+
+
+def random_profile(checkpoint: Checkpoint, seed: int = 0) -> Profile:
+    """A profile whose rankings are random and differ between KV heads and layers."""
+    rng = np.random.default_rng(seed)
+    shape = (checkpoint.num_layers, checkpoint.num_heads, checkpoint.head_dim // 2)
+    return Profile(
+        agreement=rng.random((1, *shape), np.float32),
+        spread=rng.random(shape, np.float32),
+        ks=(64,),
+        num_kv_heads=checkpoint.num_kv_heads,
+        fingerprint=checkpoint.fingerprint,
+    )
+
+
+@dataclass
+class Exported:
+    """An exported random model, its backend, and the transformers model that it came from."""
+
+    checkpoint: Checkpoint
+    backend: OnnxRuntimeBackend
+    layers: list[LayerPlan]
+    spec: SparseSpec
+    model: Any
+
+    def logits(self, tokens: Array) -> Array:
+        """transformers' logits [B, T, vocab] of whole sequences."""
+        with torch.no_grad():
+            result: Array = self.model(torch.from_numpy(tokens)).logits.numpy()
+        return result
+
+
+def export(
+    variant: str, directory: Path, spec: SparseSpec, *, with_profile: bool = True, seed: int = 0, **overrides: Any
+) -> Exported:
+    checkpoint = open_checkpoint(make_model(variant, directory / "checkpoint", seed=seed, **overrides))
+    spec = spec.resolve(
+        head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=MAX_SEQ_LEN
+    )
+    profile = random_profile(checkpoint, seed) if with_profile else None
+    path = directory / f"model-{with_profile}.onnx"
+    exported = export_onnx(checkpoint, profile, spec, path, dtype="float32", max_seq_len=MAX_SEQ_LEN)
+    engine = EngineDirectory(
+        directory,
+        {
+            "pretrained_config": {"dtype": "float32"},
+            "build_config": {"max_seq_len": MAX_SEQ_LEN, "max_batch_size": 8},
+            "fasa": {"target": "onnxruntime", "model_file": path.name, "sparse": spec.to_json()},
+        },
+        {},
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    return Exported(checkpoint, OnnxRuntimeBackend(engine, threads=1), exported.layers, spec, model)
+
+
+@contextlib.contextmanager
+def fasa_reference(exported: Exported) -> Iterator[None]:
+    """Makes the transformers model decode with `core/reference.py`; steps of more than one token stay dense."""
+    model, layers, spec = exported.model, exported.layers, exported.spec
+    from sys import modules
+
+    def attention(
+        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, softcap: Any = None, **rest: Any
+    ) -> tuple[Any, None]:
+        plan = layers[module.layer_idx]
+        if query.shape[2] > 1 or not plan.sparse:
+            eager = modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+            if softcap is not None:
+                rest["softcap"] = softcap
+            return eager(module, query, key, value, mask, scaling=scaling, **rest)[0], None
+        dims = plan.dims()
+        assert dims is not None
+        batch, heads, _, head_dim = query.shape
+        kv_heads = key.shape[1]
+        q = query.double().numpy().reshape(batch, kv_heads, heads // kv_heads, head_dim)
+        k, v = key.double().numpy(), value.double().numpy()
+        out = np.empty_like(q)
+        for b, g in np.ndindex(batch, kv_heads):
+            label = dims[g, : plan.label_dims]
+            out[b, g] = decode(q[b, g], k[b, g], v[b, g], label, spec, scaling, softcap)
+        return torch.from_numpy(out.reshape(batch, 1, heads, head_dim)).to(query.dtype), None
+
+    AttentionInterface.register("fasa_reference", attention)
+    AttentionMaskInterface.register("fasa_reference", eager_mask)
+    previous = model.config._attn_implementation
+    model.config._attn_implementation = "fasa_reference"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = previous
+
+
+def prefill(backend: OnnxRuntimeBackend, tokens: Array, *, chunk: int = 1 << 20, sparse: bool = True) -> Array:
+    """Starts over, feeds tokens [B, T] in chunks and returns logits [B, T, vocab]."""
+    batch, length = tokens.shape
+    backend.allocate(batch)
+    zero = np.zeros(batch, np.int64)
+    parts = []
+    for start in range(0, length, chunk):
+        piece = tokens[:, start : start + chunk]
+        every = np.tile(np.arange(piece.shape[1]), (batch, 1))
+        parts.append(backend.step(piece, zero + start, zero, every, sparse=sparse))
+    return np.concatenate(parts, axis=1)
+
+
+def decode_steps(backend: OnnxRuntimeBackend, tokens: Array, start: int, *, sparse: bool = True) -> Array:
+    """Feeds columns start.. of tokens [B, T] one at a time; logits [B, T - start, vocab]."""
+    batch, length = tokens.shape
+    zero = np.zeros(batch, np.int64)
+    last = np.zeros((batch, 1), np.int64)
+    steps = [backend.step(tokens[:, t : t + 1], zero + t, zero, last, sparse=sparse) for t in range(start, length)]
+    return np.concatenate(steps, axis=1)
+
+
+def relative(got: Array, wanted: Array) -> float:
+    """Largest difference, relative to the largest wanted value."""
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())

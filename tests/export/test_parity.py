@@ -1,0 +1,93 @@
+"""Exported models against transformers and against the reference, for every supported architecture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fasa_trt.core.spec import REDUCTIONS, SparseSpec
+from fasa_trt.export.architectures import ARCHITECTURES
+from tests.engines import decode_steps, export, fasa_reference, prefill, relative
+from tests.models import VARIANTS
+
+SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4)
+PROMPT, STEPS = 70, 32
+
+
+def tokens(batch: int = 2, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(2, 97, (batch, PROMPT + STEPS))
+
+
+def test_every_architecture_has_a_variant() -> None:
+    assert {model_type for model_type, _ in VARIANTS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_dense_and_sparse_steps(variant: str, tmp_path: Path) -> None:
+    """Dense prefill, in uneven chunks, and dense decode equal transformers; sparse decode equals the reference."""
+    exported = export(variant, tmp_path, SPEC)
+    ids = tokens()
+    wanted = exported.logits(ids)
+    got = prefill(exported.backend, ids[:, :PROMPT], chunk=33)
+    assert relative(got, wanted[:, :PROMPT]) < 2e-4
+    got = decode_steps(exported.backend, ids, PROMPT, sparse=False)
+    assert relative(got, wanted[:, PROMPT:]) < 2e-4
+
+    prefill(exported.backend, ids[:, :PROMPT])
+    got = decode_steps(exported.backend, ids, PROMPT)
+    with torch.no_grad(), fasa_reference(exported):
+        out = exported.model(torch.from_numpy(ids[:, :PROMPT]), use_cache=True)
+        steps = []
+        for t in range(PROMPT, PROMPT + STEPS):
+            out = exported.model(torch.from_numpy(ids[:, t : t + 1]), past_key_values=out.past_key_values)
+            steps.append(out.logits.numpy())
+    sparse = np.concatenate(steps, axis=1)
+    assert relative(got, sparse) < 2e-4
+    if any(plan.sparse for plan in exported.layers):
+        assert relative(sparse, wanted[:, PROMPT:]) > 1e-3, "sparsity changed nothing: the test proves nothing"
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "glm4", "olmo2"])
+def test_permutation_changes_nothing(variant: str, tmp_path: Path) -> None:
+    ids = tokens()
+    plain = export(variant, tmp_path / "a", SPEC, with_profile=False)
+    baked = export(variant, tmp_path / "b", SPEC)
+    assert not any(plan.sparse for plan in plain.layers)
+    assert any(plan.sparse for plan in baked.layers)
+    assert relative(prefill(baked.backend, ids), prefill(plain.backend, ids)) < 1e-5
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_reductions(reduction: str, kv_heads: int, tmp_path: Path) -> None:
+    spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction, dense_layers=(1,))  # type: ignore[arg-type]
+    exported = export("llama", tmp_path, spec, num_key_value_heads=kv_heads)
+    ids = tokens(1)
+    prefill(exported.backend, ids[:, :PROMPT])
+    got = decode_steps(exported.backend, ids[:, : PROMPT + 4], PROMPT)
+    with torch.no_grad(), fasa_reference(exported):
+        past = exported.model(torch.from_numpy(ids[:, :PROMPT]), use_cache=True).past_key_values
+        wanted = [
+            exported.model(torch.from_numpy(ids[:, t : t + 1]), past_key_values=past).logits.numpy()
+            for t in range(PROMPT, PROMPT + 4)
+        ]
+    assert relative(got, np.concatenate(wanted, axis=1)) < 2e-4
+
+
+@pytest.mark.parametrize(("n_tip", "budget"), [(1, 7), (16, 16), (15, 64)])
+def test_n_tip_and_budget_edges(n_tip: int, budget: int, tmp_path: Path) -> None:
+    spec = SparseSpec(budget=budget, n_tip=n_tip, sink=2, recent=4)
+    exported = export("llama", tmp_path, spec)
+    ids = tokens(1)
+    prefill(exported.backend, ids[:, :PROMPT])
+    got = decode_steps(exported.backend, ids[:, : PROMPT + 2], PROMPT)
+    with torch.no_grad(), fasa_reference(exported):
+        past = exported.model(torch.from_numpy(ids[:, :PROMPT]), use_cache=True).past_key_values
+        wanted = [
+            exported.model(torch.from_numpy(ids[:, t : t + 1]), past_key_values=past).logits.numpy()
+            for t in range(PROMPT, PROMPT + 2)
+        ]
+    assert relative(got, np.concatenate(wanted, axis=1)) < 2e-4
