@@ -106,8 +106,10 @@ class Weights:
 
         def read() -> Array:
             weight = cast(tensor.read(), np.dtype(np.float32)) + np.float32(offset)
-            full = np.broadcast_to(weight.reshape((-1, per_group, head_dim) if spans_heads else (1, 1, head_dim)),
-                                   (kv_heads, per_group, head_dim))
+            full = np.broadcast_to(
+                weight.reshape((-1, per_group, head_dim) if spans_heads else (1, 1, head_dim)),
+                (kv_heads, per_group, head_dim),
+            )
             dims = plan.dims()
             return full if dims is None else np.take_along_axis(full, dims[:, None, :], axis=2)
 

@@ -92,9 +92,7 @@ class BuildConfig:
         batch = (1 if self.fixed_capacity else 8) if self.max_batch_size is None else self.max_batch_size
         if batch < 1:
             raise FasaError(f"max-batch-size must be at least 1, not {batch}")
-        spec = self.spec.resolve(
-            head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=length
-        )
+        spec = self.spec.resolve(head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=length)
         return replace(
             self,
             dtype=self._dtype(checkpoint),

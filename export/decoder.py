@@ -104,9 +104,7 @@ def build_decoder(context: Context, attention: Attention, layers: Sequence[Layer
 
 def new_context(checkpoint: Checkpoint, dtype: str) -> Context:
     ops = Ops(dtype)
-    return Context(
-        checkpoint, architecture_of(checkpoint), multipliers_of(checkpoint), ops, Weights(checkpoint, ops)
-    )
+    return Context(checkpoint, architecture_of(checkpoint), multipliers_of(checkpoint), ops, Weights(checkpoint, ops))
 
 
 def _projection(context: Context, plan: LayerPlan, x: ir.Value) -> ir.Value:

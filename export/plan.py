@@ -62,7 +62,9 @@ def plan_layers(
         ranking = profile.ranking(spec.rule, budget=spec.budget)
         expected = (checkpoint.num_layers, checkpoint.num_kv_heads, chunks)
         if ranking.shape != expected:
-            raise FasaError(f"the profile's tables are {ranking.shape}, the model needs {expected}", hint="calibrate again")
+            raise FasaError(
+                f"the profile's tables are {ranking.shape}, the model needs {expected}", hint="calibrate again"
+            )
     plans = []
     for index in range(checkpoint.num_layers):
         rotary = rotary_of(checkpoint.config, index, max_seq_len=max_seq_len)

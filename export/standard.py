@@ -11,7 +11,7 @@ one; a branch that no row needs is not evaluated. So a row within its budget has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -101,8 +101,9 @@ class StandardAttention:
         self._slots = ops.Add(ops.Unsqueeze(self.cache_position, ops.const([1])), offsets)  # [batch, tokens]
         self._positions = ops.Sub(self._slots, ops.Unsqueeze(self.left_padding, ops.const([1])))
         length = ops.Sub(ops.Add(self.cache_position, ops.const([1])), self.left_padding)  # of a decode step
-        one_token = ops.And(ops.Equal(self._tokens, ops.const(1)), self.sparse)
-        row_sparse = ops.And(one_token, ops.Greater(length, ops.const([self.spec.budget])))
+        self._one_token = ops.Equal(self._tokens, ops.const(1))
+        may_be_sparse = ops.And(self._one_token, self.sparse)
+        row_sparse = ops.And(may_be_sparse, ops.Greater(length, ops.const([self.spec.budget])))
         self._row_sparse = ops.Reshape(row_sparse, ops.const([-1, 1, 1, 1, 1]))
         count = ops.ReduceSum(ops.Cast(row_sparse, to=INT64), keepdims=0)
         self._any_sparse = ops.Greater(count, ops.const(0))
@@ -113,9 +114,7 @@ class StandardAttention:
     def _rotated_qkv(self, ops: Ops, plan: LayerPlan, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Scaled queries [batch, kv_heads, group, tokens, d]; keys and values [batch, kv_heads, tokens, d]."""
         group, head_dim = self.group, self.head_dim
-        shape = ops.Concat(
-            self._batch_1, self._tokens_1, ops.const([self.kv_heads, group + 2, head_dim]), axis=0
-        )
+        shape = ops.Concat(self._batch_1, self._tokens_1, ops.const([self.kv_heads, group + 2, head_dim]), axis=0)
         x = ops.Reshape(qkv, shape)
         q, k, v = ops.Split(x, ops.const([group, 1, 1]), axis=3, outputs=3)
         q, k = self._head_norm(ops, plan, "q", q), self._head_norm(ops, plan, "k", k)
@@ -156,7 +155,8 @@ class StandardAttention:
             position = ops.Unsqueeze(ops.Cast(self._positions, to=ir.DataType.FLOAT), ops.const([2]))
             angle = ops.Mul(position, ops.const(inv_freq, "float32"))
             factor = ops.const(scale, "float32")
-            self._angles[key] = tuple(ops.from_float32(ops.Mul(f(angle), factor)) for f in (ops.Cos, ops.Sin))
+            cos, sin = (ops.from_float32(ops.Mul(f(angle), factor)) for f in (ops.Cos, ops.Sin))
+            self._angles[key] = cos, sin
         flat = ops.Concat(ops.const([-1]), self._tokens_1, ops.const([len(inv_freq)]), axis=0)
         order = ops.const(plan.order)
         cos, sin = (
@@ -166,10 +166,10 @@ class StandardAttention:
 
     def _append(self, ops: Ops, name: str, new: ir.Value, width: int) -> ir.Value:
         """Writes `new` [batch, kv_heads, tokens, width] into its cache tensor and returns all of it."""
-        dtype, shape = DTYPES[ops.dtype], ["batch", self.kv_heads, self.capacity, width]
+        dtype, shape = DTYPES[ops.dtype], ir.Shape(["batch", self.kv_heads, self.capacity, width])
         past = ir.val(name, dtype=dtype, shape=shape)
         present: ir.Value = ops.TensorScatter(past, new, self.cache_position, axis=2)
-        present.name, present.dtype, present.shape = f"present.{name}", dtype, ir.Shape(shape)
+        present.name, present.dtype, present.shape = f"present.{name}", dtype, shape
         self._past.append(past)
         self._present.append(present)
         return present
@@ -180,7 +180,7 @@ class StandardAttention:
         return ops.Range(ops.const(0), capacity, ops.const(1))
 
     def _mask(self, window: int | None) -> ir.Value:
-        """bool [batch, 1, 1, tokens, capacity]: the slots that each new token sees."""
+        """float32 [batch, 1, 1, tokens, capacity], added to scores: 0 for slots that a new token sees, else -FAR."""
         if window not in self._masks:
             ops = self.context.ops
             slot = self._slot_numbers(ops)
@@ -189,31 +189,42 @@ class StandardAttention:
             seen = ops.And(ops.LessOrEqual(slot, query), ops.GreaterOrEqual(slot, start))
             if window is not None:
                 seen = ops.And(seen, ops.Greater(slot, ops.Sub(query, ops.const([window]))))
-            self._masks[window] = seen
+            self._masks[window] = ops.Where(seen, ops.const(0.0, "float32"), ops.const(-FAR, "float32"))
         return self._masks[window]
 
     def _zeros(self, ops: Ops) -> ir.Value:
         return ops.Expand(ops.const(0.0), self._out_shape)
 
-    def _dense(
-        self, ops: Ops, plan: LayerPlan, q: ir.Value, keys: Sequence[ir.Value], values: ir.Value
-    ) -> ir.Value:
+    def _dense(self, ops: Ops, plan: LayerPlan, q: ir.Value, keys: Sequence[ir.Value], values: ir.Value) -> ir.Value:
         """All visible tokens; [batch, kv_heads, group, tokens, d]."""
         mask = self._mask(plan.window)
         if plan.window is not None and not self.portable:
             keys, values, mask = self._inside_window(ops, plan.window, keys, values, mask)
         rows = ops.Reshape(q, ops.const([0, self.kv_heads, -1, self.head_dim]))
-        queries = [rows]
-        if len(keys) > 1:
-            widths = [plan.label_dims, self.head_dim - plan.label_dims]
-            queries = list(ops.Split(rows, ops.const(widths), axis=-1, outputs=2))
-        products = [ops.MatMul(part, _transposed(ops, key)) for part, key in zip(queries, keys, strict=True)]
-        scores = self._capped(ops, ops.to_float32(reduce(ops.Add, products)))
+        scores = self._capped(ops, ops.to_float32(self._products(ops, plan, rows, keys)))
         split = ops.Concat(ops.const([0, self.kv_heads, self.group]), self._tokens_1, ops.const([-1]), axis=0)
-        scores = ops.Where(mask, ops.Reshape(scores, split), ops.const(-FAR, "float32"))
+        scores = ops.Add(ops.Reshape(scores, split), mask)
         merged = ops.Concat(ops.const([0, self.kv_heads, -1]), ops.Shape(scores, start=4, end=5), axis=0)
         weights = ops.from_float32(ops.Softmax(ops.Reshape(scores, merged), axis=-1))
         return ops.Reshape(ops.MatMul(weights, values), self._out_shape)
+
+    def _products(self, ops: Ops, plan: LayerPlan, rows: ir.Value, keys: Sequence[ir.Value]) -> ir.Value:
+        """rows [.., n, d] times the keys, which may lie in two parts; [.., n, capacity]."""
+
+        def in_parts(o: Ops) -> ir.Value:
+            widths = [plan.label_dims, self.head_dim - plan.label_dims]
+            parts = o.Split(rows, o.const(widths), axis=-1, outputs=2)
+            return o.Add(*(o.MatMul(part, _transposed(o, key)) for part, key in zip(parts, keys, strict=True)))
+
+        def joined(o: Ops) -> ir.Value:
+            return o.MatMul(rows, _transposed(o, o.Concat(*keys, axis=-1)))
+
+        if len(keys) == 1:
+            return ops.MatMul(rows, _transposed(ops, keys[0]))
+        if self.portable:
+            return in_parts(ops)
+        # One token: a copy of the keys would cost more than the product. Many: a second pass over the scores would.
+        return ops.cond(self._one_token, in_parts, joined)
 
     def _inside_window(
         self, ops: Ops, window: int, keys: Sequence[ir.Value], values: ir.Value, mask: ir.Value
@@ -228,9 +239,7 @@ class StandardAttention:
 
         return [cut(key, 2) for key in keys], cut(values, 2), cut(mask, 4)
 
-    def _focused(
-        self, ops: Ops, plan: LayerPlan, q: ir.Value, keys: Sequence[ir.Value], values: ir.Value
-    ) -> ir.Value:
+    def _focused(self, ops: Ops, plan: LayerPlan, q: ir.Value, keys: Sequence[ir.Value], values: ir.Value) -> ir.Value:
         """FASA: the `budget` best tokens alone; [batch, kv_heads, group, 1, d]. One new token per row."""
         if self.portable:  # TensorRT works out the shapes of both branches, whichever runs: they must fit any step
             q = ops.Slice(q, ops.const([0]), ops.const([1]), ops.const([3]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers.masking_utils import eager_mask
 from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.engine_dir import EngineDirectory
 from fasa_trt.core.profile import Profile
-from fasa_trt.core.reference import decode
+from fasa_trt.core.reference import decode, importance, select
 from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export.onnx_model import export_onnx
 from fasa_trt.export.plan import LayerPlan
@@ -62,9 +63,7 @@ def export(
     variant: str, directory: Path, spec: SparseSpec, *, with_profile: bool = True, seed: int = 0, **overrides: Any
 ) -> Exported:
     checkpoint = open_checkpoint(make_model(variant, directory / "checkpoint", seed=seed, **overrides))
-    spec = spec.resolve(
-        head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=MAX_SEQ_LEN
-    )
+    spec = spec.resolve(head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=MAX_SEQ_LEN)
     profile = random_profile(checkpoint, seed) if with_profile else None
     path = directory / f"model-{with_profile}.onnx"
     exported = export_onnx(checkpoint, profile, spec, path, dtype="float32", max_seq_len=MAX_SEQ_LEN)
@@ -83,18 +82,36 @@ def export(
     return Exported(checkpoint, OnnxRuntimeBackend(engine, threads=1), exported.layers, spec, model)
 
 
+def reference_steps(exported: Exported, tokens: Array, start: int) -> tuple[Array, Array]:
+    """What sparse decode should give: logits [B, T - start, vocab] after a dense prefill of `start` columns, and bool
+    [B, T - start], false from the step on where a row met scores so close that float32 may choose otherwise."""
+    steps, comparable = [], []
+    fine = np.ones(len(tokens), bool)
+    with torch.no_grad(), fasa_reference(exported) as near_ties:
+        past = exported.model(torch.from_numpy(tokens[:, :start]), use_cache=True).past_key_values
+        for t in range(start, tokens.shape[1]):
+            out = exported.model(torch.from_numpy(tokens[:, t : t + 1]), past_key_values=past)
+            steps.append(out.logits.numpy())
+            fine = fine & ~np.isin(np.arange(len(tokens)), list(near_ties))
+            comparable.append(fine)
+    return np.concatenate(steps, axis=1), np.stack(comparable, axis=1)
+
+
 @contextlib.contextmanager
-def fasa_reference(exported: Exported) -> Iterator[None]:
-    """Makes the transformers model decode with `core/reference.py`; steps of more than one token stay dense."""
+def fasa_reference(exported: Exported) -> Iterator[set[int]]:
+    """Makes the transformers model decode with `core/reference.py`; steps of more than one token stay dense.
+
+    Yields the rows of the batch that met a near tie so far.
+    """
     model, layers, spec = exported.model, exported.layers, exported.spec
-    from sys import modules
+    near_ties: set[int] = set()
 
     def attention(
         module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, softcap: Any = None, **rest: Any
     ) -> tuple[Any, None]:
         plan = layers[module.layer_idx]
         if query.shape[2] > 1 or not plan.sparse:
-            eager = modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+            eager = sys.modules[type(module).__module__].eager_attention_forward
             if softcap is not None:
                 rest["softcap"] = softcap
             return eager(module, query, key, value, mask, scaling=scaling, **rest)[0], None
@@ -108,6 +125,8 @@ def fasa_reference(exported: Exported) -> Iterator[None]:
         for b, g in np.ndindex(batch, kv_heads):
             label = dims[g, : plan.label_dims]
             out[b, g] = decode(q[b, g], k[b, g], v[b, g], label, spec, scaling, softcap)
+            if len(k[b, g]) > spec.budget and has_near_tie(q[b, g], k[b, g], label, spec, scaling):
+                near_ties.add(b)
         return torch.from_numpy(out.reshape(batch, 1, heads, head_dim)).to(query.dtype), None
 
     AttentionInterface.register("fasa_reference", attention)
@@ -115,9 +134,20 @@ def fasa_reference(exported: Exported) -> Iterator[None]:
     previous = model.config._attn_implementation
     model.config._attn_implementation = "fasa_reference"
     try:
-        yield
+        yield near_ties
     finally:
         model.config._attn_implementation = previous
+
+
+def has_near_tie(q: Array, k: Array, dims: Array, spec: SparseSpec, scale: float) -> bool:
+    """Whether the last chosen and the first rejected token differ by no more than float32 rounding."""
+    for scores in importance(q, k, dims, scale, spec.reduction):
+        chosen = select(scores[None], spec.budget, spec.sink, spec.recent)[0]
+        free = chosen[(chosen >= spec.sink) & (chosen < len(k) - spec.recent)]
+        rejected = np.setdiff1d(np.arange(len(k)), chosen)
+        if len(free) and scores[free].min() - scores[rejected].max() < 1e-5 * np.abs(scores).max():
+            return True
+    return False
 
 
 def prefill(backend: OnnxRuntimeBackend, tokens: Array, *, chunk: int = 1 << 20, sparse: bool = True) -> Array:

@@ -27,12 +27,8 @@ def build(
         Path | None,
         typer.Option(help="Calibrate on this file, directory or .jsonl.", rich_help_panel=opt.CALIBRATION),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(help="Sequences to calibrate on.", rich_help_panel=opt.CALIBRATION)
-    ] = 8,
-    length: Annotated[
-        int, typer.Option(help="Tokens of each.", rich_help_panel=opt.CALIBRATION)
-    ] = 8192,
+    samples: Annotated[int, typer.Option(help="Sequences to calibrate on.", rich_help_panel=opt.CALIBRATION)] = 8,
+    length: Annotated[int, typer.Option(help="Tokens of each.", rich_help_panel=opt.CALIBRATION)] = 8192,
     seed: Annotated[int, typer.Option(help="Picks the calibration windows.", rich_help_panel=opt.CALIBRATION)] = 0,
     target: opt.Target = None,
     dtype: opt.Dtype = None,
@@ -135,5 +131,7 @@ def _describe(checkpoint: Checkpoint, profile: Profile | None, config: BuildConf
     table.add_row("KV cache, all rows full", human_bytes(sizes["kv_bytes"]))
     table.add_row("KV read per cached token, dense", human_bytes(sizes["kv_read_per_token_dense"]))
     fixed = human_bytes(sizes["kv_read_fixed_fasa"])
-    table.add_row("KV read per cached token, FASA", f"{human_bytes(sizes['kv_read_per_token_fasa'])}, and {fixed} a step")
+    table.add_row(
+        "KV read per cached token, FASA", f"{human_bytes(sizes['kv_read_per_token_fasa'])}, and {fixed} a step"
+    )
     out.print(table)

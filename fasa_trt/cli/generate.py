@@ -27,13 +27,12 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")] = False,
     dense: Annotated[bool, typer.Option("--dense", help="Attend to every token, for comparison.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the text; repeatable.")] = None,
-    temperature: Annotated[
-        float, typer.Option(help="0 is greedy.", rich_help_panel=SAMPLING)
-    ] = 0.0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=SAMPLING)] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest; 0: all.", rich_help_panel=SAMPLING)] = 0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest up to this mass.", rich_help_panel=SAMPLING)] = 1.0,
     min_p: Annotated[
-        float, typer.Option(help="Keep those at least this likely, relative to the likeliest.", rich_help_panel=SAMPLING)
+        float,
+        typer.Option(help="Keep those at least this likely, relative to the likeliest.", rich_help_panel=SAMPLING),
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.", rich_help_panel=SAMPLING)] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")] = None,

@@ -31,16 +31,17 @@ Dtype = Annotated[
 ]
 MaxSeqLen = Annotated[
     int | None,
-    typer.Option(help="Tokens a sequence may reach, prompt and answer.", rich_help_panel=LIMITS, show_default="model's"),
+    typer.Option(
+        help="Tokens a sequence may reach, prompt and answer.", rich_help_panel=LIMITS, show_default="model's"
+    ),
 ]
 MaxBatchSize = Annotated[
-    int | None, typer.Option(help="Sequences that may run at once.", rich_help_panel=LIMITS, show_default="8; TensorRT 1")
+    int | None,
+    typer.Option(help="Sequences that may run at once.", rich_help_panel=LIMITS, show_default="8; TensorRT 1"),
 ]
 Budget = Annotated[
     int | None,
-    typer.Option(
-        help="Tokens each KV head attends to in a decode step.", rich_help_panel=SPARSITY, show_default="256"
-    ),
+    typer.Option(help="Tokens each KV head attends to in a decode step.", rich_help_panel=SPARSITY, show_default="256"),
 ]
 NTip = Annotated[
     int | None,

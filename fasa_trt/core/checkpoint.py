@@ -67,7 +67,9 @@ class Checkpoint:
     def tensor(self, name: str) -> StoredTensor:
         """Raises FasaError when the checkpoint lacks it."""
         if name not in self.tensors:
-            raise FasaError(f"{self.path} has no tensor {name}", hint="the checkpoint is incomplete or not of its config")
+            raise FasaError(
+                f"{self.path} has no tensor {name}", hint="the checkpoint is incomplete or not of its config"
+            )
         return self.tensors[name]
 
     @cached_property
@@ -123,7 +125,9 @@ def _read_config(path: Path, trust_remote_code: bool) -> Any:
 
     file = path / "config.json"
     if not file.is_file():
-        raise FasaError(f"{path} is not a model: it has no config.json", hint="pass a Hugging Face checkpoint directory")
+        raise FasaError(
+            f"{path} is not a model: it has no config.json", hint="pass a Hugging Face checkpoint directory"
+        )
     try:
         json.loads(file.read_text("utf-8"))
     except ValueError as error:

@@ -118,7 +118,9 @@ def write_engine(path: Path, *, force: bool, facts: dict[str, Any]) -> Iterator[
     except Timeout:
         raise FasaError(f"another build is writing {path}", hint="wait for it, or choose another -o") from None
     except OSError as error:
-        raise FasaError(f"cannot write {path}: {error.strerror or error}", hint="check the directory's permissions") from None
+        raise FasaError(
+            f"cannot write {path}: {error.strerror or error}", hint="check the directory's permissions"
+        ) from None
     try:
         shutil.rmtree(building, ignore_errors=True)  # of a build that was killed
         building.mkdir()

@@ -126,4 +126,6 @@ class Profile:
         greedy_fits = self.greedy is None or self.greedy.shape == (layers, self.num_kv_heads, chunks)
         agreement_fits = self.agreement.shape == (len(self.ks), layers, heads, chunks)
         if not (heads and agreement_fits and greedy_fits and heads % self.num_kv_heads == 0):
-            raise FasaError(f"{path} is not a calibration profile: its tables do not fit together", hint="calibrate again")
+            raise FasaError(
+                f"{path} is not a calibration profile: its tables do not fit together", hint="calibrate again"
+            )

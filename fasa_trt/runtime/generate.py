@@ -1,10 +1,10 @@
 """Text in, text out, over any backend: prefill in chunks, decode step by step, a ragged batch at a time.
 
-    from fasa_trt import load
+from fasa_trt import load
 
-    engine = load("engine-dir")
-    for piece in engine.stream("def fibonacci(n):", max_new_tokens=64):
-        print(piece.text, end="")
+engine = load("engine-dir")
+for piece in engine.stream("def fibonacci(n):", max_new_tokens=64):
+    print(piece.text, end="")
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Statistics:
 
 
 class Engine:
-    """A loaded engine: generates for one batch at a time. After each call, `completions` and `statistics` tell of it."""
+    """A loaded engine: generates for one batch at a time; afterwards `completions` and `statistics` tell of it."""
 
     def __init__(self, directory: EngineDirectory, backend: Backend, tokenizer: Any) -> None:
         self.directory, self.backend, self.tokenizer = directory, backend, tokenizer
@@ -207,9 +207,7 @@ class Engine:
         return logits
 
 
-def load(
-    path: str | Path, *, threads: int | None = None, provider: str | None = None, verify: bool = True
-) -> Engine:
+def load(path: str | Path, *, threads: int | None = None, provider: str | None = None, verify: bool = True) -> Engine:
     """Opens an engine directory for generation.
 
     threads, provider: for onnxruntime ("cpu" or "cuda"; None takes the best). verify: check every file against the
@@ -229,5 +227,7 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FasaError(f"{path} has no usable tokenizer: {reason}", hint="build from a checkpoint that has one") from None
+        raise FasaError(
+            f"{path} has no usable tokenizer: {reason}", hint="build from a checkpoint that has one"
+        ) from None
     return Engine(directory, OnnxRuntimeBackend(directory, threads=threads, provider=provider), tokenizer)

@@ -33,7 +33,9 @@ class Sampling:
             ("min-p", self.min_p, 0 <= self.min_p <= 1),
         ):
             if not fits:
-                raise FasaError(f"{name} {value} is out of range", hint="temperature, top-k >= 0; 0 < top-p <= 1; min-p <= 1")
+                raise FasaError(
+                    f"{name} {value} is out of range", hint="temperature, top-k >= 0; 0 < top-p <= 1; min-p <= 1"
+                )
 
     def generators(self, rows: int) -> list[np.random.Generator]:
         """One generator a row, so that a row's draws do not depend on its neighbours."""

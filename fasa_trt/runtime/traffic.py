@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from fasa_trt.core.engine_dir import EngineDirectory
 
 
-def kv_elements_read(
-    engine: EngineDirectory, lengths: NDArray[np.integer[Any]], *, sparse: bool
-) -> tuple[int, int]:
+def kv_elements_read(engine: EngineDirectory, lengths: NDArray[np.integer[Any]], *, sparse: bool) -> tuple[int, int]:
     """Cache elements that one step reads for rows of `lengths` tokens, and that it would read without sparsity.
 
     Per token and KV head a dense layer reads 2 d elements; a sparse one reads 2 n_tip of every token and 2 d of the

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fasa_trt.core.spec import REDUCTIONS, SparseSpec
 from fasa_trt.export.architectures import ARCHITECTURES
-from tests.engines import decode_steps, export, fasa_reference, prefill, relative
+from tests.engines import Exported, decode_steps, export, prefill, reference_steps, relative
 from tests.models import VARIANTS
 
 SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4)
@@ -19,6 +18,16 @@ PROMPT, STEPS = 70, 32
 
 def tokens(batch: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(2, 97, (batch, PROMPT + STEPS))
+
+
+def check_sparse(exported: Exported, ids: np.ndarray) -> np.ndarray:
+    """Sparse decode against the reference composed with transformers; returns the reference's logits."""
+    prefill(exported.backend, ids[:, :PROMPT])
+    got = decode_steps(exported.backend, ids, PROMPT)
+    wanted, comparable = reference_steps(exported, ids, PROMPT)
+    assert comparable.mean() > 0.3
+    assert relative(got[comparable], wanted[comparable]) < 2e-4
+    return wanted
 
 
 def test_every_architecture_has_a_variant() -> None:
@@ -36,16 +45,7 @@ def test_dense_and_sparse_steps(variant: str, tmp_path: Path) -> None:
     got = decode_steps(exported.backend, ids, PROMPT, sparse=False)
     assert relative(got, wanted[:, PROMPT:]) < 2e-4
 
-    prefill(exported.backend, ids[:, :PROMPT])
-    got = decode_steps(exported.backend, ids, PROMPT)
-    with torch.no_grad(), fasa_reference(exported):
-        out = exported.model(torch.from_numpy(ids[:, :PROMPT]), use_cache=True)
-        steps = []
-        for t in range(PROMPT, PROMPT + STEPS):
-            out = exported.model(torch.from_numpy(ids[:, t : t + 1]), past_key_values=out.past_key_values)
-            steps.append(out.logits.numpy())
-    sparse = np.concatenate(steps, axis=1)
-    assert relative(got, sparse) < 2e-4
+    sparse = check_sparse(exported, ids)
     if any(plan.sparse for plan in exported.layers):
         assert relative(sparse, wanted[:, PROMPT:]) > 1e-3, "sparsity changed nothing: the test proves nothing"
 
@@ -66,15 +66,7 @@ def test_reductions(reduction: str, kv_heads: int, tmp_path: Path) -> None:
     spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction, dense_layers=(1,))  # type: ignore[arg-type]
     exported = export("llama", tmp_path, spec, num_key_value_heads=kv_heads)
     ids = tokens(1)
-    prefill(exported.backend, ids[:, :PROMPT])
-    got = decode_steps(exported.backend, ids[:, : PROMPT + 4], PROMPT)
-    with torch.no_grad(), fasa_reference(exported):
-        past = exported.model(torch.from_numpy(ids[:, :PROMPT]), use_cache=True).past_key_values
-        wanted = [
-            exported.model(torch.from_numpy(ids[:, t : t + 1]), past_key_values=past).logits.numpy()
-            for t in range(PROMPT, PROMPT + 4)
-        ]
-    assert relative(got, np.concatenate(wanted, axis=1)) < 2e-4
+    check_sparse(exported, ids[:, : PROMPT + 4])
 
 
 @pytest.mark.parametrize(("n_tip", "budget"), [(1, 7), (16, 16), (15, 64)])
@@ -82,12 +74,4 @@ def test_n_tip_and_budget_edges(n_tip: int, budget: int, tmp_path: Path) -> None
     spec = SparseSpec(budget=budget, n_tip=n_tip, sink=2, recent=4)
     exported = export("llama", tmp_path, spec)
     ids = tokens(1)
-    prefill(exported.backend, ids[:, :PROMPT])
-    got = decode_steps(exported.backend, ids[:, : PROMPT + 2], PROMPT)
-    with torch.no_grad(), fasa_reference(exported):
-        past = exported.model(torch.from_numpy(ids[:, :PROMPT]), use_cache=True).past_key_values
-        wanted = [
-            exported.model(torch.from_numpy(ids[:, t : t + 1]), past_key_values=past).logits.numpy()
-            for t in range(PROMPT, PROMPT + 2)
-        ]
-    assert relative(got, np.concatenate(wanted, axis=1)) < 2e-4
+    check_sparse(exported, ids[:, : PROMPT + 2])

@@ -1,0 +1,1 @@
+"""How the sample model `fasa-tiny` was trained; see README.md."""

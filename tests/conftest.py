@@ -1,0 +1,21 @@
+"""Fixtures that many tests share: the sample model and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_dir() -> Path:
+    """The sample model's checkpoint folder."""
+    return ROOT / "examples" / "models" / "fasa-tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_dir: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(tiny_dir)
