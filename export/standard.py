@@ -1,8 +1,7 @@
 """The standard lowering: FASA attention in plain ONNX, for onnxruntime and for TensorRT's parser.
 
 The cache is a set of tensors [batch, kv_heads, capacity, width] that `TensorScatter` updates in place; the label dims
-of the keys are a tensor of their own, so that scoring reads them without a copy. Each row of the batch owns its slots:
-`left_padding` unused ones, then one token a slot. A token's position is its slot minus the padding.
+of the keys are a tensor of their own, so that scoring reads them without a copy.
 
 Per layer and step, rows longer than the budget take the sparse branch when one token is decoded, all others the dense
 one; a branch that no row needs is not evaluated. So a row within its budget has exactly the dense result, bit for bit.
@@ -11,7 +10,6 @@ one; a branch that no row needs is not evaluated. So a row within its budget has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -20,9 +18,7 @@ from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export.decoder import Context
 from fasa_trt.export.graph import DTYPES, Ops
 from fasa_trt.export.plan import LayerPlan
-
-INT64 = ir.DataType.INT64
-FAR = 1e30  # score of forced tokens; its negative hides tokens and, unlike infinity, never makes a NaN
+from fasa_trt.export.step import FAR, Step
 
 
 class StandardAttention:
@@ -42,29 +38,22 @@ class StandardAttention:
         checkpoint = context.checkpoint
         self.kv_heads, self.head_dim = checkpoint.num_kv_heads, checkpoint.head_dim
         self.group = checkpoint.num_heads // self.kv_heads
-        self.input_ids = ir.val("input_ids", dtype=INT64, shape=["batch", "tokens"])
-        self.cache_position = ir.val("cache_position", dtype=INT64, shape=["batch"])
-        self.left_padding = ir.val("left_padding", dtype=INT64, shape=["batch"])
-        self.logit_index = ir.val("logit_index", dtype=INT64, shape=["batch", "logit_tokens"])
-        self.sparse = ir.val("sparse", dtype=ir.DataType.BOOL, shape=[])
+        self.step = Step(context.ops, spec)
+        self.input_ids = self.step.input_ids
+        self._out_shape = self._shape(self.group)
         self._past: list[ir.Value] = []
         self._present: list[ir.Value] = []
-        self._prepare(context.ops)
 
     @property
     def inputs(self) -> Sequence[ir.Value]:
-        return [
-            self.input_ids, self.cache_position, self.left_padding, self.logit_index, self.sparse, *self._past
-        ]  # fmt: skip
+        return [*self.step.inputs, *self._past]
 
     @property
     def outputs(self) -> Sequence[ir.Value]:
         return self._present
 
     def logit_rows(self) -> ir.Value:
-        ops = self.context.ops
-        starts = ops.Mul(ops.Range(ops.const(0), self._batch, ops.const(1)), self._tokens)
-        return ops.Add(self.logit_index, ops.Unsqueeze(starts, ops.const([1])))
+        return self.step.logit_rows()
 
     def layer(self, plan: LayerPlan, qkv: ir.Value) -> ir.Value:
         ops = self.context.ops
@@ -80,51 +69,28 @@ class StandardAttention:
         ]
         values = self._append(ops, f"value.{plan.index}", v, self.head_dim)
         if plan.sparse:
-            dense = ops.cond(self._any_dense, lambda o: self._dense(o, plan, q, keys, values), self._zeros)
-            chosen = ops.cond(self._any_sparse, lambda o: self._focused(o, plan, q, keys, values), self._zeros)
-            out = ops.Where(self._row_sparse, chosen, dense)
+            dense = ops.cond(self.step.any_dense, lambda o: self._dense(o, plan, q, keys, values), self._zeros)
+            chosen = ops.cond(self.step.any_sparse, lambda o: self._focused(o, plan, q, keys, values), self._zeros)
+            out = ops.Where(self.step.row_sparse, chosen, dense)
         else:
             out = self._dense(ops, plan, q, keys, values)
         out = ops.Transpose(out, perm=[0, 3, 1, 2, 4])  # [batch, tokens, kv_heads, group, head_dim]
         return ops.Reshape(out, ops.const([-1, self.kv_heads * self.group * self.head_dim]))
 
-    def _prepare(self, ops: Ops) -> None:
-        """What all layers share: positions, masks, and which rows may be sparse."""
-        shape = ops.Shape(self.input_ids)
-        self._batch_1 = ops.Gather(shape, ops.const([0]), axis=0)
-        self._tokens_1 = ops.Gather(shape, ops.const([1]), axis=0)
-        self._batch, self._tokens = ops.Squeeze(self._batch_1), ops.Squeeze(self._tokens_1)
-        self._out_shape = ops.Concat(
-            self._batch_1, ops.const([self.kv_heads, self.group]), self._tokens_1, ops.const([self.head_dim]), axis=0
-        )
-        offsets = ops.Range(ops.const(0), self._tokens, ops.const(1))
-        self._slots = ops.Add(ops.Unsqueeze(self.cache_position, ops.const([1])), offsets)  # [batch, tokens]
-        self._positions = ops.Sub(self._slots, ops.Unsqueeze(self.left_padding, ops.const([1])))
-        length = ops.Sub(ops.Add(self.cache_position, ops.const([1])), self.left_padding)  # of a decode step
-        self._one_token = ops.Equal(self._tokens, ops.const(1))
-        may_be_sparse = ops.And(self._one_token, self.sparse)
-        row_sparse = ops.And(may_be_sparse, ops.Greater(length, ops.const([self.spec.budget])))
-        self._row_sparse = ops.Reshape(row_sparse, ops.const([-1, 1, 1, 1, 1]))
-        count = ops.ReduceSum(ops.Cast(row_sparse, to=INT64), keepdims=0)
-        self._any_sparse = ops.Greater(count, ops.const(0))
-        self._any_dense = ops.Less(count, self._batch)
-        self._angles: dict[tuple[bytes, bytes], tuple[ir.Value, ir.Value]] = {}
-        self._masks: dict[int | None, ir.Value] = {}
-
     def _rotated_qkv(self, ops: Ops, plan: LayerPlan, qkv: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Scaled queries [batch, kv_heads, group, tokens, d]; keys and values [batch, kv_heads, tokens, d]."""
         group, head_dim = self.group, self.head_dim
-        shape = ops.Concat(self._batch_1, self._tokens_1, ops.const([self.kv_heads, group + 2, head_dim]), axis=0)
+        shape = ops.Concat(
+            self.step.batch_1, self.step.tokens_1, ops.const([self.kv_heads, group + 2, head_dim]), axis=0
+        )
         x = ops.Reshape(qkv, shape)
         q, k, v = ops.Split(x, ops.const([group, 1, 1]), axis=3, outputs=3)
         q, k = self._head_norm(ops, plan, "q", q), self._head_norm(ops, plan, "k", k)
         x = ops.Transpose(ops.Concat(q, k, axis=3), perm=[0, 2, 3, 1, 4])
         if plan.rotary is not None:
-            cos, sin = self._cos_sin(ops, plan)
-            flat = ops.Concat(ops.const([-1, group + 1]), self._tokens_1, ops.const([head_dim]), axis=0)
-            back = ops.Concat(
-                self._batch_1, ops.const([self.kv_heads, group + 1]), self._tokens_1, ops.const([head_dim]), axis=0
-            )
+            cos, sin = self.step.cos_sin(plan)
+            flat = ops.Concat(ops.const([-1, group + 1]), self.step.tokens_1, ops.const([head_dim]), axis=0)
+            back = self._shape(group + 1)
             x = ops.Reshape(ops.RotaryEmbedding(ops.Reshape(x, flat), cos, sin, interleaved=1), back)
         q, k = ops.Split(x, ops.const([group, 1]), axis=2, outputs=2)
         q = ops.Mul(q, ops.const(self.context.multipliers.attention))
@@ -146,63 +112,34 @@ class StandardAttention:
             x = ops.Mul(ops.RMSNormalization(x, unit, axis=-1, epsilon=eps), weight)
         return ops.from_float32(x)
 
-    def _cos_sin(self, ops: Ops, plan: LayerPlan) -> tuple[ir.Value, ir.Value]:
-        """cos and sin [batch * kv_heads, tokens, F] in the baked order of each KV head."""
-        assert plan.rotary is not None
-        inv_freq, scale = plan.rotary.inv_freq, plan.rotary.scale
-        key = (inv_freq.tobytes(), scale.tobytes())
-        if key not in self._angles:  # layers share the angles and differ in their order
-            position = ops.Unsqueeze(ops.Cast(self._positions, to=ir.DataType.FLOAT), ops.const([2]))
-            angle = ops.Mul(position, ops.const(inv_freq, "float32"))
-            factor = ops.const(scale, "float32")
-            cos, sin = (ops.from_float32(ops.Mul(f(angle), factor)) for f in (ops.Cos, ops.Sin))
-            self._angles[key] = cos, sin
-        flat = ops.Concat(ops.const([-1]), self._tokens_1, ops.const([len(inv_freq)]), axis=0)
-        order = ops.const(plan.order)
-        cos, sin = (
-            ops.Reshape(ops.Transpose(ops.Gather(x, order, axis=2), perm=[0, 2, 1, 3]), flat) for x in self._angles[key]
-        )
-        return cos, sin
-
     def _append(self, ops: Ops, name: str, new: ir.Value, width: int) -> ir.Value:
         """Writes `new` [batch, kv_heads, tokens, width] into its cache tensor and returns all of it."""
         dtype, shape = DTYPES[ops.dtype], ir.Shape(["batch", self.kv_heads, self.capacity, width])
         past = ir.val(name, dtype=dtype, shape=shape)
-        present: ir.Value = ops.TensorScatter(past, new, self.cache_position, axis=2)
+        present: ir.Value = ops.TensorScatter(past, new, self.step.cache_position, axis=2)
         present.name, present.dtype, present.shape = f"present.{name}", dtype, shape
         self._past.append(past)
+        self.step.any_cache = past
         self._present.append(present)
         return present
 
-    def _slot_numbers(self, ops: Ops) -> ir.Value:
-        """int64 [capacity], made once from any cache tensor."""
-        capacity = ops.Squeeze(ops.Shape(self._past[0], start=2, end=3))
-        return ops.Range(ops.const(0), capacity, ops.const(1))
-
-    def _mask(self, window: int | None) -> ir.Value:
-        """float32 [batch, 1, 1, tokens, capacity], added to scores: 0 for slots that a new token sees, else -FAR."""
-        if window not in self._masks:
-            ops = self.context.ops
-            slot = self._slot_numbers(ops)
-            query = ops.Unsqueeze(self._slots, ops.const([1, 2, 4]))
-            start = ops.Unsqueeze(self.left_padding, ops.const([1, 2, 3, 4]))
-            seen = ops.And(ops.LessOrEqual(slot, query), ops.GreaterOrEqual(slot, start))
-            if window is not None:
-                seen = ops.And(seen, ops.Greater(slot, ops.Sub(query, ops.const([window]))))
-            self._masks[window] = ops.Where(seen, ops.const(0.0, "float32"), ops.const(-FAR, "float32"))
-        return self._masks[window]
+    def _shape(self, heads: int) -> ir.Value:
+        """int64 [5] of [batch, kv_heads, heads, tokens, head_dim]."""
+        ops = self.context.ops
+        heads_dims = ops.const([self.kv_heads, heads])
+        return ops.Concat(self.step.batch_1, heads_dims, self.step.tokens_1, ops.const([self.head_dim]), axis=0)
 
     def _zeros(self, ops: Ops) -> ir.Value:
         return ops.Expand(ops.const(0.0), self._out_shape)
 
     def _dense(self, ops: Ops, plan: LayerPlan, q: ir.Value, keys: Sequence[ir.Value], values: ir.Value) -> ir.Value:
         """All visible tokens; [batch, kv_heads, group, tokens, d]."""
-        mask = self._mask(plan.window)
+        mask = self.step.mask(plan.window)
         if plan.window is not None and not self.portable:
             keys, values, mask = self._inside_window(ops, plan.window, keys, values, mask)
         rows = ops.Reshape(q, ops.const([0, self.kv_heads, -1, self.head_dim]))
         scores = self._capped(ops, ops.to_float32(self._products(ops, plan, rows, keys)))
-        split = ops.Concat(ops.const([0, self.kv_heads, self.group]), self._tokens_1, ops.const([-1]), axis=0)
+        split = ops.Concat(ops.const([0, self.kv_heads, self.group]), self.step.tokens_1, ops.const([-1]), axis=0)
         scores = ops.Add(ops.Reshape(scores, split), mask)
         merged = ops.Concat(ops.const([0, self.kv_heads, -1]), ops.Shape(scores, start=4, end=5), axis=0)
         weights = ops.from_float32(ops.Softmax(ops.Reshape(scores, merged), axis=-1))
@@ -224,15 +161,15 @@ class StandardAttention:
         if self.portable:
             return in_parts(ops)
         # One token: a copy of the keys would cost more than the product. Many: a second pass over the scores would.
-        return ops.cond(self._one_token, in_parts, joined)
+        return ops.cond(self.step.one_token, in_parts, joined)
 
     def _inside_window(
         self, ops: Ops, window: int, keys: Sequence[ir.Value], values: ir.Value, mask: ir.Value
     ) -> tuple[list[ir.Value], ir.Value, ir.Value]:
         """The slots that some token of the step can see: window + tokens of them, plus how far the rows are apart."""
-        first = ops.Sub(ops.ReduceMin(self.cache_position, keepdims=1), ops.const([window - 1]))
+        first = ops.Sub(ops.ReduceMin(self.step.cache_position, keepdims=1), ops.const([window - 1]))
         first = ops.Max(first, ops.const([0]))
-        last = ops.Add(ops.ReduceMax(self.cache_position, keepdims=1), self._tokens_1)
+        last = ops.Add(ops.ReduceMax(self.step.cache_position, keepdims=1), self.step.tokens_1)
 
         def cut(x: ir.Value, axis: int) -> ir.Value:
             return ops.Slice(x, first, last, ops.const([axis]))
@@ -269,7 +206,7 @@ class StandardAttention:
             scored = ops.ReduceSum(scored, ops.const([2]), keepdims=1)
         scores = ops.to_float32(ops.MatMul(scored, _transposed(ops, label)))
         hidden = ops.const(-FAR, "float32")
-        visible, free, forced = self._candidates
+        visible, free, forced = self.step.candidates
         if self.spec.reduction in ("mean_softmax", "max_softmax"):
             scores = ops.Softmax(ops.Where(visible, scores, hidden), axis=-1)
             combine = ops.ReduceMean if self.spec.reduction == "mean_softmax" else ops.ReduceMax
@@ -288,19 +225,6 @@ class StandardAttention:
         index = ops.Reshape(chosen, ops.const([0, self.kv_heads, sets * budget, 1]))
         picked = ops.GatherElements(cache, ops.Expand(index, ops.const([1, 1, 1, width])), axis=2)
         return picked if sets == 1 else ops.Reshape(picked, ops.const([0, self.kv_heads, sets, budget, width]))
-
-    @cached_property
-    def _candidates(self) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """For a decode step, [batch, 1, 1, capacity]: visible slots; those that compete by score; the others' score."""
-        ops = self.context.ops
-        slot = self._slot_numbers(ops)
-        start, end = (ops.Unsqueeze(x, ops.const([1, 2, 3])) for x in (self.left_padding, self.cache_position))
-        visible = ops.And(ops.LessOrEqual(slot, end), ops.GreaterOrEqual(slot, start))
-        is_sink = ops.Less(slot, ops.Add(start, ops.const([self.spec.sink])))
-        is_recent = ops.Greater(slot, ops.Sub(end, ops.const([self.spec.recent])))
-        forced = ops.And(visible, ops.Or(is_sink, is_recent))
-        score = ops.Where(forced, ops.const(FAR, "float32"), ops.const(-FAR, "float32"))
-        return visible, ops.And(visible, ops.Not(forced)), score
 
     def _capped(self, ops: Ops, scores: ir.Value) -> ir.Value:
         softcap = self.context.multipliers.attention_softcap

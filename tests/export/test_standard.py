@@ -44,7 +44,7 @@ def test_within_budget_is_dense_bit_for_bit(llama: Exported, length: int) -> Non
         else:
             llama.backend.allocate(2)
         results.append(decode_steps(llama.backend, tokens, length - 1, sparse=sparse))
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
 
 
 def test_one_token_over_budget_is_sparse(llama: Exported) -> None:
@@ -53,7 +53,7 @@ def test_one_token_over_budget_is_sparse(llama: Exported) -> None:
     for sparse in (False, True):
         prefill(llama.backend, tokens[:, :-1])
         results.append(decode_steps(llama.backend, tokens, BUDGET, sparse=sparse))
-    assert not np.array_equal(*results)
+    assert not np.array_equal(results[0], results[1])
 
 
 def test_short_rows_of_a_mixed_batch_are_dense_bit_for_bit(llama: Exported) -> None:
