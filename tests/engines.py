@@ -59,16 +59,17 @@ class Exported:
         return result
 
 
-def export(
-    variant: str, directory: Path, spec: SparseSpec, *, with_profile: bool = True, seed: int = 0, **overrides: Any
-) -> Exported:
-    checkpoint = open_checkpoint(make_model(variant, directory / "checkpoint", seed=seed, **overrides))
+def backend_of(
+    directory: Path, work: Path, spec: SparseSpec, *, with_profile: bool = True, seed: int = 0
+) -> tuple[Checkpoint, list[LayerPlan], OnnxRuntimeBackend]:
+    """Exports the checkpoint `directory` into `work`, in float32 and with a random profile or none."""
+    checkpoint = open_checkpoint(directory)
     spec = spec.resolve(head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=MAX_SEQ_LEN)
     profile = random_profile(checkpoint, seed) if with_profile else None
-    path = directory / f"model-{with_profile}.onnx"
+    path = work / "model.onnx"
     exported = export_onnx(checkpoint, profile, spec, path, dtype="float32", max_seq_len=MAX_SEQ_LEN)
     engine = EngineDirectory(
-        directory,
+        work,
         {
             "pretrained_config": {"dtype": "float32"},
             "build_config": {"max_seq_len": MAX_SEQ_LEN, "max_batch_size": 8},
@@ -76,10 +77,17 @@ def export(
         },
         {},
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
-    return Exported(checkpoint, OnnxRuntimeBackend(engine, threads=1), exported.layers, spec, model)
+    return checkpoint, exported.layers, OnnxRuntimeBackend(engine, threads=1)
+
+
+def export(
+    variant: str, work: Path, spec: SparseSpec, *, with_profile: bool = True, seed: int = 0, **overrides: Any
+) -> Exported:
+    """Makes a random checkpoint of `variant`, exports it and loads both sides."""
+    directory = make_model(variant, work / "checkpoint", seed=seed, **overrides)
+    checkpoint, layers, backend = backend_of(directory, work, spec, with_profile=with_profile, seed=seed)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    return Exported(checkpoint, backend, layers, spec, model)
 
 
 def reference_steps(exported: Exported, tokens: Array, start: int) -> tuple[Array, Array]:

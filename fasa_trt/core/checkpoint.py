@@ -15,6 +15,12 @@ from fasa_trt.core.safetensors_file import StoredTensor, stored_tensors
 
 # Everything but weights in other formats; pickled ones are never fetched.
 DOWNLOAD_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+# Where a multimodal checkpoint keeps its decoder, by transformers version.
+TEXT_PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -94,11 +100,22 @@ class Checkpoint:
 def open_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
     """Opens a local directory, or downloads a model ID from the Hugging Face hub first.
 
+    Of a multimodal model this is the text part, its tensors named as in a text-only checkpoint.
     Raises FasaError when there is no such model, or its files are unreadable, truncated or missing.
     """
     path = _local_directory(model)
     config = _read_config(path, trust_remote_code)
-    return Checkpoint(path, config, _index(path))
+    text, tensors = config.get_text_config(), _index(path)
+    if text is not config:
+        tensors = {_text_name(name): tensor for name, tensor in tensors.items()}
+    return Checkpoint(path, text, tensors)
+
+
+def _text_name(name: str) -> str:
+    for prefix, plain in TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return name
 
 
 def _local_directory(model: str | Path) -> Path:
