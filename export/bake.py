@@ -1,4 +1,4 @@
-"""Weights on their way from the checkpoint into the engine: cast, fused, permuted; one tensor in memory at a time.
+"""Weights on their way from the checkpoint into the engine: cast, fused, permuted; never a whole one in memory.
 
 Attention does not change when the head dims of q and k are permuted alike. Per KV head, the rows of the query and key
 projections (and their biases and norms) are ordered so that the dominant frequency chunks come first and the two dims
@@ -7,8 +7,8 @@ of a chunk lie side by side. A key's leading dims are then its *label*: all that
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.safetensors_file import PIECE_BYTES
 from fasa_trt.export.graph import DTYPES, NUMPY_DTYPES, Ops
 from fasa_trt.export.plan import LayerPlan
 
 Array = NDArray[Any]
+Pieces = Iterable[Array]  # the elements of a tensor in their order; each may only last until the next
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -28,6 +30,29 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     if array.dtype == ml_dtypes.bfloat16 and dtype == np.float32:
         return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     return array.astype(dtype, copy=False)
+
+
+class Initializer(ir.LazyTensor):  # type: ignore[misc]
+    """A weight that is read, cast and written in small pieces when the graph is saved (see `PIECE_BYTES`)."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: str, pieces: Callable[[], Pieces]) -> None:
+        self._pieces, self._target = pieces, NUMPY_DTYPES[dtype]
+
+        def evaluate() -> ir.TensorProtocol:
+            whole = np.concatenate([np.array(piece) for piece in self._cast_pieces()])
+            return ir.tensor(whole.reshape(shape), name=name)
+
+        super().__init__(evaluate, dtype=DTYPES[dtype], shape=ir.Shape(shape), name=name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        for piece in self._cast_pieces():
+            data = memoryview(piece.view(np.uint8))
+            for start in range(0, len(data), PIECE_BYTES):
+                file.write(data[start : start + PIECE_BYTES])
+
+    def _cast_pieces(self) -> Pieces:
+        """Flat and contiguous."""
+        return (np.ascontiguousarray(cast(piece, self._target)).reshape(-1) for piece in self._pieces())
 
 
 class Weights:
@@ -41,29 +66,24 @@ class Weights:
     def has(self, name: str) -> bool:
         return name in self.checkpoint.tensors
 
-    def lazy(self, name: str, shape: tuple[int, ...], read: Callable[[], Array], dtype: str | None = None) -> ir.Value:
-        """An initializer whose data `read` makes at the moment it is written."""
+    def lazy(
+        self, name: str, shape: tuple[int, ...], pieces: Callable[[], Pieces], dtype: str | None = None
+    ) -> ir.Value:
+        """An initializer whose data `pieces` makes at the moment it is written."""
         if name not in self._known:
-            target = dtype or self.ops.dtype
-
-            def evaluate() -> ir.TensorProtocol:
-                return ir.tensor(cast(read(), NUMPY_DTYPES[target]), name=name)
-
-            self._known[name] = self.ops.initializer(
-                ir.LazyTensor(evaluate, dtype=DTYPES[target], shape=ir.Shape(shape), name=name)
-            )
+            self._known[name] = self.ops.initializer(Initializer(name, shape, dtype or self.ops.dtype, pieces))
         return self._known[name]
 
     def stored(self, name: str) -> ir.Value:
         """A tensor of the checkpoint as it is."""
         tensor = self.checkpoint.tensor(name)
-        return self.lazy(name, tensor.shape, tensor.read)
+        return self.lazy(name, tensor.shape, tensor.pieces)
 
     def norm(self, name: str, offset: float) -> ir.Value:
         """A norm's weight, always float32: it multiplies a float32 activation."""
         tensor = self.checkpoint.tensor(name)
         return self.lazy(
-            name, tensor.shape, lambda: cast(tensor.read(), np.dtype(np.float32)) + np.float32(offset), "float32"
+            name, tensor.shape, lambda: [cast(tensor.read(), np.dtype(np.float32)) + np.float32(offset)], "float32"
         )
 
     def qkv(self, plan: LayerPlan, kind: str) -> ir.Value | None:
@@ -85,13 +105,17 @@ class Weights:
                 hint="the checkpoint is not of its config",
             )
 
-        def read() -> Array:
-            arrays = [tensor.read() for tensor in stored]
-            whole = arrays[0] if fused else np.concatenate(arrays)
-            del arrays
-            return group_qkv(whole, heads, kv_heads, head_dim, plan.dims())
+        parts = [tensor.rows(row, row + head_dim) for tensor in stored for row in range(0, tensor.shape[0], head_dim)]
+        group = heads // kv_heads
 
-        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), read)
+        def pieces() -> Pieces:
+            dims = plan.dims()
+            for g in range(kv_heads):
+                for part in (*parts[g * group : (g + 1) * group], parts[heads + g]):
+                    yield part.read() if dims is None else part.read()[dims[g]]
+                yield parts[heads + kv_heads + g].read()
+
+        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), pieces)
 
     def head_norm(self, plan: LayerPlan, which: str, offset: float) -> tuple[ir.Value, bool] | None:
         """The weight of `q_norm` or `k_norm`, [Hkv, heads per KV head, d] in baked order, and whether the norm spans
@@ -113,22 +137,4 @@ class Weights:
             dims = plan.dims()
             return full if dims is None else np.take_along_axis(full, dims[:, None, :], axis=2)
 
-        return self.lazy(f"{name}.baked", (kv_heads, per_group, head_dim), read, "float32"), spans_heads
-
-
-def group_qkv(stacked: Array, heads: int, kv_heads: int, head_dim: int, dims: NDArray[np.int64] | None) -> Array:
-    """Rows [q heads, k heads, v heads] of head_dim each, regrouped per KV head as [G queries, key, value].
-
-    stacked: [(heads + 2 kv_heads) * head_dim, ...]. dims: int64 [kv_heads, head_dim] or None, the source dim of each
-    baked dim of queries and keys. Returns the same shape.
-    """
-    rest = stacked.shape[1:]
-    rows = stacked.reshape(heads + 2 * kv_heads, head_dim, *rest)
-    group = heads // kv_heads
-    result = np.empty((kv_heads, group + 2, head_dim, *rest), stacked.dtype)
-    for g in range(kv_heads):
-        queries_and_key = [*range(g * group, (g + 1) * group), heads + g]
-        for position, head in enumerate(queries_and_key):
-            result[g, position] = rows[head] if dims is None else rows[head][dims[g]]
-        result[g, group + 1] = rows[heads + kv_heads + g]
-    return result.reshape(stacked.shape)
+        return self.lazy(f"{name}.baked", (kv_heads, per_group, head_dim), lambda: [read()], "float32"), spans_heads

@@ -10,7 +10,10 @@ from typing import Any, get_type_hints
 
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.rope import rotary_of
 from fasa_trt.core.spec import SparseSpec
+from fasa_trt.export.architectures import architecture_of
+from fasa_trt.export.tensorrt import MAX_BUDGET
 
 TARGETS = ("onnxruntime", "tensorrt-rtx", "tensorrt", "tensorrt-llm")
 BUILDABLE = ("onnxruntime", "tensorrt-rtx")
@@ -53,11 +56,11 @@ class BuildConfig:
         default that depends on the model filled in and checked. Raises FasaError that names the wrong key or value."""
         chosen: dict[str, Any] = {"target": default_target}
         if file is not None:
-            chosen.update(_read(file))
-        chosen.update({key: value for key, value in (flags or {}).items() if value is not None})
+            chosen.update(_checked(_read(file)))
+        chosen.update(_checked({key: value for key, value in (flags or {}).items() if value is not None}))
         for setting in settings:
-            chosen.update(_parse(setting))
-        return cls(**_checked(chosen))._complete(checkpoint)
+            chosen.update(_checked(_parse(setting)))
+        return cls(**chosen)._complete(checkpoint)
 
     @property
     def fixed_capacity(self) -> bool:
@@ -79,6 +82,8 @@ class BuildConfig:
                 f"target {self.target} needs the FASA plugin, which this version does not have yet",
                 hint=f"build for {' or '.join(BUILDABLE)}",
             )
+        rotary_of(checkpoint.config, 0)  # both refuse what cannot be exported, before anybody calibrates it
+        architecture_of(checkpoint)
         trained = int(checkpoint.config.max_position_embeddings)
         limit = min(trained, FIXED_CAPACITY_LIMIT) if self.fixed_capacity else trained
         length = limit if self.max_seq_len is None else self.max_seq_len
@@ -87,8 +92,10 @@ class BuildConfig:
         if length > trained:
             raise FasaError(
                 f"max-seq-len {length} is beyond the {trained} positions of this model",
-                hint="lower it, or give the model a rope_scaling for longer contexts",
+                hint="lower it, or raise max_position_embeddings in its config.json if its RoPE reaches further",
             )
+        if self.fixed_capacity and self.budget > MAX_BUDGET:
+            raise FasaError(f"TensorRT's TopK takes at most {MAX_BUDGET} tokens, not a budget of {self.budget}")
         batch = (1 if self.fixed_capacity else 8) if self.max_batch_size is None else self.max_batch_size
         if batch < 1:
             raise FasaError(f"max-batch-size must be at least 1, not {batch}")

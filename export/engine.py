@@ -15,6 +15,7 @@ import numpy as np
 
 from fasa_trt.core.checkpoint import TOKENIZER_FILES, Checkpoint
 from fasa_trt.core.engine_dir import CONFIG, PROFILE, EngineDirectory, open_engine, write_engine
+from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
 from fasa_trt.export.config import BuildConfig
 from fasa_trt.export.graph import NUMPY_DTYPES
@@ -109,10 +110,12 @@ def engine_config(
 
 
 def eos_token_ids(checkpoint: Checkpoint) -> list[int]:
-    """Tokens that end a text: those of generation_config.json, else of config.json."""
+    """Tokens that end a text: those of generation_config.json, else of config.json. Raises FasaError."""
     file = checkpoint.path / "generation_config.json"
-    content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    found = content.get("eos_token_id")
+    try:
+        found = json.loads(file.read_text("utf-8")).get("eos_token_id") if file.is_file() else None
+    except (ValueError, AttributeError):
+        raise FasaError(f"{file} is not a JSON object", hint="download it again") from None
     found = getattr(checkpoint.config, "eos_token_id", None) if found is None else found
     return [] if found is None else [int(token) for token in (found if isinstance(found, list) else [found])]
 
@@ -130,7 +133,11 @@ def estimate(checkpoint: Checkpoint, profile: Profile | None, config: BuildConfi
     row = checkpoint.num_kv_heads * width
     full = [plan for plan in layers if plan.window is None]
     dense = 2 * checkpoint.head_dim * row
-    elements = sum(int(np.prod(tensor.shape)) for tensor in checkpoint.tensors.values())
+    parts = ["model.embed_tokens.", "model.layers.", "model.norm."]  # not a vision tower, nor tied logits once more
+    if not checkpoint.config.tie_word_embeddings:
+        parts.append("lm_head.")
+    exported = [tensor for name, tensor in checkpoint.tensors.items() if name.startswith(tuple(parts))]
+    elements = sum(int(np.prod(tensor.shape)) for tensor in exported)
     return {
         "weight_bytes": elements * width,
         "kv_bytes_per_token": len(layers) * dense,
@@ -157,12 +164,14 @@ def versions() -> dict[str, str]:
 def _any_profile(checkpoint: Checkpoint) -> Profile:
     """Sizes do not depend on what was measured."""
     shape = (checkpoint.num_layers, checkpoint.num_heads, checkpoint.head_dim // 2)
+    order = np.arange(shape[-1], dtype=np.int32)
     return Profile(
         agreement=np.zeros((1, *shape), np.float32),
         spread=np.zeros(shape, np.float32),
         ks=(256,),
         num_kv_heads=checkpoint.num_kv_heads,
         fingerprint=checkpoint.fingerprint,
+        greedy=np.tile(order, (checkpoint.num_layers, checkpoint.num_kv_heads, 1)),
     )
 
 

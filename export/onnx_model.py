@@ -20,7 +20,6 @@ from fasa_trt.export.plan import LayerPlan, plan_layers
 from fasa_trt.export.standard import StandardAttention
 
 WEIGHTS_SUFFIX = ".data"
-IN_FLIGHT_BYTES = 256 << 20  # tensors read ahead of the writer; one larger than this travels alone
 
 Progress = Callable[[int, int], None]  # tensors written so far, tensors in all
 
@@ -74,8 +73,6 @@ def export_onnx(
             staging / path.name,
             external_data=path.name + WEIGHTS_SUFFIX,
             callback=report,
-            max_in_flight_bytes=IN_FLIGHT_BYTES,
-            max_workers=1,
         )
         for file in sorted(staging.iterdir(), reverse=True):  # weights first: the model file says that all is there
             file.replace(path.with_name(file.name))

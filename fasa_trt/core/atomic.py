@@ -17,8 +17,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise FasaError(
             f"cannot write {path}: {error.strerror or error}", hint="check permissions and free disk space"
         ) from None
+    finally:  # whatever went wrong, an interrupt included
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -152,30 +152,31 @@ def _read_config(path: Path, trust_remote_code: bool) -> Any:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FasaError(f"{file} does not describe a model that transformers knows: {reason}") from None
     return config
 
 
 def _index(path: Path) -> dict[str, StoredTensor]:
     """Where each tensor lies, after the shard index if there is one."""
-    index = path / "model.safetensors.index.json"
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
+            names = {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise FasaError(f"{index} is not a shard index", hint="download it again") from None
         outside = [name for name in names if Path(name).name != name]
         if outside:
             raise FasaError(f"{index} points outside its directory: {outside[0]}")
         files = [path / name for name in sorted(names)]
-    else:
-        files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise FasaError(
-            f"{path} has no safetensors weights", hint="pickled weights are not read; convert the model to safetensors"
-        )
+    else:  # adapters or a second copy of the weights may lie beside the usual file
+        files = [single] if single.is_file() else sorted(path.glob("*.safetensors"))
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise FasaError(f"{path} lacks {missing[0]}, which its index names", hint="finish the download")
-    return {tensor.name: tensor for file in files for tensor in stored_tensors(file)}
+    tensors = {tensor.name: tensor for file in files for tensor in stored_tensors(file)}
+    if not tensors:
+        raise FasaError(
+            f"{path} has no safetensors weights", hint="pickled weights are not read; convert the model to safetensors"
+        )
+    return tensors

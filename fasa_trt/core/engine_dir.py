@@ -76,6 +76,10 @@ def open_engine(path: str | Path, *, verify: bool = True) -> EngineDirectory:
     path = Path(path)
     manifest = _read_json(path, MANIFEST)
     try:
+        if manifest["schema"] != SCHEMA:
+            raise FasaError(
+                f"{path} has engine schema {manifest['schema']}, this version reads {SCHEMA}", hint="build it again"
+            )
         listed: dict[str, dict[str, Any]] = manifest["files"]
         for name, entry in listed.items():
             if Path(name).name != name:
@@ -85,19 +89,22 @@ def open_engine(path: str | Path, *, verify: bool = True) -> EngineDirectory:
                 raise FasaError(f"{path} is incomplete: {name} is missing", hint="build the engine again")
             if file.stat().st_size != entry["bytes"] or (verify and sha256(file) != entry["sha256"]):
                 raise FasaError(f"{file} is not the file that was built", hint="it was changed; build the engine again")
-        if manifest["schema"] != SCHEMA:
-            raise FasaError(
-                f"{path} has engine schema {manifest['schema']}, this version reads {SCHEMA}", hint="build it again"
-            )
         if CONFIG not in listed:
             raise FasaError(f"{path / MANIFEST} does not list {CONFIG}", hint="build the engine again")
     except (KeyError, TypeError, AttributeError):
         raise FasaError(f"{path / MANIFEST} is not an engine manifest", hint="build the engine again") from None
+    except OSError as error:
+        raise FasaError(f"cannot read {error.filename}: {error.strerror or error}") from None
     engine = EngineDirectory(path, _read_json(path, CONFIG), manifest)
     try:
-        _ = engine.spec, engine.target, engine.model_file, engine.max_seq_len, engine.max_batch_size
+        _ = engine.spec, engine.target, engine.max_seq_len, engine.max_batch_size
+        model_file = str(engine.fasa["model_file"])
     except KeyError as error:
         raise FasaError(f"{path / CONFIG} lacks {error}", hint="build the engine again") from None
+    except (FasaError, TypeError, ValueError, AttributeError) as error:
+        raise FasaError(f"{path / CONFIG} is not an engine's: {error}", hint="build the engine again") from None
+    if model_file not in listed:
+        raise FasaError(f"{path / MANIFEST} does not list {model_file}", hint="build the engine again")
     return engine
 
 
@@ -132,6 +139,7 @@ def write_engine(path: Path, *, force: bool, facts: dict[str, Any]) -> Iterator[
             "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files},
         }
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        check_replaceable(path, force)  # again: the build may have taken hours
         _replace(building, path)
     except OSError as error:
         raise FasaError(
@@ -139,8 +147,9 @@ def write_engine(path: Path, *, force: bool, facts: dict[str, Any]) -> Iterator[
         ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Windows removes it at the release
+            Path(lock.lock_file).unlink()  # while it is held: a moment later it may be another build's
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def sha256(file: Path) -> str:
@@ -163,14 +172,17 @@ def check_replaceable(path: Path, force: bool) -> None:
 
 
 def _replace(building: Path, path: Path) -> None:
-    if not path.exists():
-        building.rename(path)
-        return
     old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    path.rename(old)
-    building.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    try:
+        building.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # also of a build that was killed between the two renames
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
@@ -179,6 +191,8 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         raise FasaError(f"{path} is not an engine directory: it has no {name}", hint="make one with fasa-trt build")
     try:
         content = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise FasaError(f"cannot read {file}: {error.strerror or error}") from None
     except ValueError as error:
         raise FasaError(f"{file} is not valid JSON: {error}", hint="build the engine again") from None
     if not isinstance(content, dict):

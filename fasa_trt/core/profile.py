@@ -123,9 +123,20 @@ class Profile:
 
     def _check_shapes(self, path: Path) -> None:
         layers, heads, chunks = self.spread.shape if self.spread.ndim == 3 else (0, 0, 0)
-        greedy_fits = self.greedy is None or self.greedy.shape == (layers, self.num_kv_heads, chunks)
-        agreement_fits = self.agreement.shape == (len(self.ks), layers, heads, chunks)
-        if not (heads and agreement_fits and greedy_fits and heads % self.num_kv_heads == 0):
+        numbers = (self.num_kv_heads, *self.ks)
+        if not (
+            len(numbers) > 1
+            and all(type(number) is int and number > 0 for number in numbers)
+            and heads > 0
+            and heads % self.num_kv_heads == 0
+            and self.agreement.shape == (len(self.ks), layers, heads, chunks)
+            and (self.greedy is None or _is_order(self.greedy, (layers, self.num_kv_heads, chunks)))
+        ):
             raise FasaError(
                 f"{path} is not a calibration profile: its tables do not fit together", hint="calibrate again"
             )
+
+
+def _is_order(order: NDArray[Any], shape: tuple[int, ...]) -> bool:
+    """Whether each row along the last axis holds every chunk once."""
+    return order.shape == shape and bool((np.sort(order, axis=-1) == np.arange(shape[-1])).all())

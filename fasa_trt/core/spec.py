@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, get_args
 
 from fasa_trt.core.errors import FasaError
@@ -82,6 +83,9 @@ class SparseSpec:
     def from_json(cls, fields: dict[str, Any]) -> SparseSpec:
         """Raises FasaError on unknown or missing fields."""
         try:
-            return cls(**{**fields, "dense_layers": tuple(fields.get("dense_layers", ()))})
+            missing = [field.name for field in dataclass_fields(cls) if field.name not in fields]
+            if missing:
+                raise TypeError(f"{missing[0]} is missing")
+            return cls(**{**fields, "dense_layers": tuple(fields["dense_layers"])})
         except TypeError as error:
             raise FasaError(f"not a sparse specification: {error}") from None

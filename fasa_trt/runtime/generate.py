@@ -111,7 +111,7 @@ class Engine:
         Raises FasaError when a prompt is empty or does not fit the engine.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = [self.encode(text, chat=chat) for text in texts]
+        rows = [self.encode(text, chat=chat) if text else [] for text in texts]  # some tokenizers add a BOS to nothing
         self._check(rows, max_new_tokens)
         return self._run(rows, max_new_tokens, sampling or Sampling(), stop, not dense)
 
@@ -151,14 +151,14 @@ class Engine:
                     completion.finish_reason = "eos"
                 elif piece := text.push(token):
                     yield Piece(row, piece)
-                if text.stopped:
-                    completion.finish_reason = "stop"
                 full = len(completion.tokens) >= max_new_tokens or lengths[row] + 1 >= self.backend.max_seq_len
-                if full or completion.finish_reason != "length":
+                if full or text.stopped or completion.finish_reason == "eos":
                     active.discard(row)
                     if piece := text.finish():
                         yield Piece(row, piece)
                     completion.text = text.text
+                    if text.stopped:
+                        completion.finish_reason = "stop"
             if not active:
                 return
             started = time.perf_counter()

@@ -122,6 +122,8 @@ class OnnxRuntimeBackend:
 
 
 def _providers(wanted: str | None) -> tuple[str, list[str]]:
+    if wanted not in (None, "cpu", "cuda"):
+        raise FasaError(f"unknown provider {wanted!r}", hint="cpu or cuda")
     cuda = "CUDAExecutionProvider" in ort.get_available_providers()
     if wanted == "cuda" and not cuda:
         raise FasaError("onnxruntime has no CUDA provider here", hint="pip install fasa-trt[gpu]")
@@ -134,9 +136,11 @@ def _session(file: Path, providers: list[str], threads: int | None) -> ort.Infer
     options = ort.SessionOptions()
     options.log_severity_level = 2
     if threads is not None:
+        if threads < 1:
+            raise FasaError(f"threads must be at least 1, not {threads}", hint="leave it out to use all cores")
         options.intra_op_num_threads = threads
     try:
         return ort.InferenceSession(file, options, providers=providers)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FasaError(f"onnxruntime cannot load {file}: {reason}", hint="run fasa-trt doctor") from None

@@ -31,10 +31,11 @@ class Sampling:
             ("top-k", self.top_k, self.top_k >= 0),
             ("top-p", self.top_p, 0 < self.top_p <= 1),
             ("min-p", self.min_p, 0 <= self.min_p <= 1),
+            ("seed", self.seed, self.seed is None or self.seed >= 0),
         ):
             if not fits:
                 raise FasaError(
-                    f"{name} {value} is out of range", hint="temperature, top-k >= 0; 0 < top-p <= 1; min-p <= 1"
+                    f"{name} {value} is out of range", hint="temperature, top-k, seed >= 0; 0 < top-p <= 1; min-p <= 1"
                 )
 
     def generators(self, rows: int) -> list[np.random.Generator]:
@@ -43,16 +44,22 @@ class Sampling:
 
 
 def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
-    """One token id from logits [vocab]. Ties go to the lower id when greedy."""
+    """One token id from logits [vocab]; -inf forbids a token. Ties go to the lower id when greedy.
+
+    Raises FasaError for logits that are not numbers, such as those of a model that overflows in float16.
+    """
+    if not np.isfinite(logits.max()):
+        raise FasaError("the model's logits are not finite numbers", hint="build the engine with another --dtype")
     if sampling.temperature == 0:
         return int(np.argmax(logits))
     order = np.argsort(-logits, kind="stable")
-    scaled = logits[order].astype(np.float64) / sampling.temperature
+    ranked = logits[order].astype(np.float64)
     keep = len(order) if sampling.top_k == 0 else min(sampling.top_k, len(order))
-    probabilities = _normalised(np.exp(scaled[:keep] - scaled[0]))
-    reached = np.cumsum(probabilities)
-    keep = int(np.searchsorted(reached, sampling.top_p)) + 1
-    probabilities = _normalised(probabilities[:keep])
+    with np.errstate(over="ignore"):  # at very low temperatures
+        probabilities = _normalised(np.exp((ranked[:keep] - ranked[0]) / sampling.temperature))
+    if sampling.top_p < 1:
+        keep = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
+        probabilities = _normalised(probabilities[:keep])
     probabilities = _normalised(probabilities[probabilities >= sampling.min_p * probabilities[0]])
     return int(order[generator.choice(len(probabilities), p=probabilities)])
 
