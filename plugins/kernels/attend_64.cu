@@ -1,0 +1,3 @@
+#include "select_attend.cuh"
+
+template fasa_status fasa::launch_attend<64>(const fasa_decode_params&, const Scores&, cudaStream_t);

@@ -1,0 +1,93 @@
+// What the kernels share: addresses in the paged pool, ordered 16-bit scores, element conversion.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "fasa.h"
+
+namespace fasa {
+
+constexpr int kWarp = 32;
+constexpr int kCodes = 128;  // label dims at most
+constexpr int kOctet = 8;  // tokens that one thread scores at a time; blocks of the pool hold whole octets
+
+template <typename T>
+struct Vec2;
+template <>
+struct Vec2<__half> {
+    using type = __half2;
+};
+template <>
+struct Vec2<__nv_bfloat16> {
+    using type = __nv_bfloat162;
+};
+
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float2 to_float2(__half2 x) { return __half22float2(x); }
+__device__ inline float2 to_float2(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+template <typename T>
+__device__ T from_float(float x);
+template <>
+__device__ inline __half from_float<__half>(float x) {
+    return __float2half_rn(x);
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+// Block number of a sequence's `block`-th block of keys (kind 0) or values (kind 1); bit 31 tells the pool.
+__device__ inline int32_t block_offset(const fasa_pool& pool, int seq, int kind, int block) {
+    return pool.offsets[(static_cast<int64_t>(seq) * 2 + kind) * pool.max_blocks + block];
+}
+
+__device__ inline int64_t block_bytes(const fasa_pool& pool) {
+    return static_cast<int64_t>(pool.tokens_per_block) * pool.num_kv_heads * pool.head_dim * 2;
+}
+
+// The row of `head_dim` elements of one token.
+template <typename T>
+__device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
+    const int shift = __ffs(pool.tokens_per_block) - 1;
+    const int32_t offset = block_offset(pool, seq, kind, token >> shift);
+    char* base = static_cast<char*>(offset < 0 ? pool.secondary : pool.primary);
+    base += (offset & 0x7fffffff) * block_bytes(pool);
+    const int row = (kv_head << shift) + (token & (pool.tokens_per_block - 1));
+    return reinterpret_cast<T*>(base) + static_cast<int64_t>(row) * pool.head_dim;
+}
+
+// The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a token beyond
+// the end, plus infinity marks one that is always taken; real scores stay inside +-65504, NaN counts as the lowest.
+// Tokens that tie at 16 bits are told apart by their float32 score.
+constexpr uint32_t kHidden = 0xfc00;
+constexpr uint32_t kForced = 0x7c00;
+constexpr uint32_t kLowest = 0xfbff;  // -65504
+
+__device__ inline uint32_t score_key(float score) {
+    const float clamped = fminf(fmaxf(score, -65504.f), 65504.f);  // of NaN: -65504
+    return __half_as_ushort(__float2half_rn(clamped + 0.f));       // + 0: one zero only
+}
+
+// The order of float16 as integers, and back.
+__device__ inline uint32_t key_rank(uint32_t key) { return key & 0x8000 ? 0xffff ^ key : key | 0x8000; }
+__device__ inline uint32_t rank_key(uint32_t rank) { return rank & 0x8000 ? rank ^ 0x8000 : 0xffff ^ rank; }
+
+__device__ inline bool is_forced(int token, int length, int sink, int recent) {
+    return token < sink || token >= length - recent;
+}
+
+// Where the score pass leaves its keys: float16 [rows, octets, 8], and the largest of each octet, float16 [rows, octets];
+// besides, for rescoring, each row's quantised query: int8 [rows, 128] and float32 [rows], the factor on its dot products.
+// A row is a (sequence, token set) pair; a KV head has one token set, or one for each of its query heads.
+struct Scores {
+    uint16_t* keys;
+    uint16_t* maxima;
+    int octets;  // per row, a multiple of 8
+    int8_t* codes;
+    float* factors;
+};
+
+}  // namespace fasa

@@ -1,0 +1,170 @@
+"""`torch.ops.fasa.decode` and `torch.ops.fasa.append` over the kernel library.
+
+Shapes, for S sequences, Hq query heads, Hkv KV heads and blocks of `t` tokens:
+    pool      float16 or bfloat16 [blocks, layers, 2, Hkv, t, head_dim], keys and values as TensorRT-LLM lays them out
+    offsets   int32 [S, 2, max_blocks]: block * layers * 2, plus 1 for values
+    labels    uint8 [blocks, t, Hkv, bytes], or empty to read labels from the keys' leading dims
+    scales    float16 [blocks, t, Hkv], or empty
+The operators run on the current stream, do not synchronise, and have fake versions for torch.compile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from fasa_trt.core.errors import FasaError
+from fasa_trt.plugins.library import load
+from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, declare
+
+LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2}
+REDUCTIONS = {"sum": 0, "per_head": 1}
+DTYPES = {torch.float16: 0, torch.bfloat16: 1}
+
+
+def library(device: torch.device) -> ctypes.CDLL:
+    """The kernels for a CUDA device. Raises FasaError when they cannot be built."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return declare(load(f"{major}{minor}"))
+
+
+@torch.library.custom_op("fasa::decode", mutates_args=())
+def decode(
+    q: Tensor,
+    pool: Tensor,
+    layer: int,
+    offsets: Tensor,
+    lengths: Tensor,
+    labels: Tensor,
+    scales: Tensor,
+    label_kind: str,
+    n_tip: int,
+    max_length: int,
+    budget: int,
+    sink: int,
+    recent: int,
+    scale: float,
+    softcap: float,
+    reduction: str,
+) -> Tensor:
+    """One decode step of one layer. q: [S, Hq, head_dim] after RoPE; lengths: int32 [S] on the device, none above
+    max_length. Returns the attention's output, like q. Raises FasaError for parameters that no kernel takes."""
+    out = torch.empty_like(q)
+    params = DecodeParams(
+        q=q.data_ptr(),
+        out=out.data_ptr(),
+        lengths=lengths.data_ptr(),
+        num_seqs=q.shape[0],
+        num_q_heads=q.shape[1],
+        max_length=max_length,
+        budget=budget,
+        sink=sink,
+        recent=recent,
+        scale=scale,
+        softcap=softcap,
+        reduction=REDUCTIONS[reduction],
+        pool=_pool(pool, layer, offsets),
+        labels=_labels(label_kind, n_tip, labels, scales, pool),
+    )
+    lib = library(q.device)
+    size = lib.fasa_decode_workspace(ctypes.byref(params))
+    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
+    params.workspace, params.workspace_bytes = workspace.data_ptr(), size
+    _check(lib, lib.fasa_decode(ctypes.byref(params), torch.cuda.current_stream(q.device).cuda_stream))
+    return out
+
+
+@decode.register_fake
+def _(q: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(q)
+
+
+@torch.library.custom_op("fasa::append", mutates_args=("pool", "labels", "scales"))
+def append(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sequence: Tensor,
+    position: Tensor,
+    inv_freq: Tensor,
+    rope_scale: Tensor,
+    pool: Tensor,
+    layer: int,
+    offsets: Tensor,
+    labels: Tensor,
+    scales: Tensor,
+    label_kind: str,
+    n_tip: int,
+) -> Tensor:
+    """Rotates and caches N new tokens. q: [N, Hq, head_dim], k, v: [N, Hkv, head_dim], heads contiguous; sequence,
+    position: int32 [N]; inv_freq, rope_scale: float32 [Hkv, head_dim / 2] in baked order. Returns the rotated q."""
+    q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    params = AppendParams(
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        q_token_stride=q.stride(0),
+        k_token_stride=k.stride(0),
+        v_token_stride=v.stride(0),
+        q_out=q_out.data_ptr(),
+        sequence=sequence.data_ptr(),
+        position=position.data_ptr(),
+        inv_freq=inv_freq.data_ptr(),
+        rope_scale=rope_scale.data_ptr(),
+        num_tokens=q.shape[0],
+        num_q_heads=q.shape[1],
+        pool=_pool(pool, layer, offsets),
+        labels=_labels(label_kind, n_tip, labels, scales, pool),
+    )
+    lib = library(q.device)
+    _check(lib, lib.fasa_append(ctypes.byref(params), torch.cuda.current_stream(q.device).cuda_stream))
+    return q_out
+
+
+@append.register_fake
+def _(q: Tensor, *rest: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _pool(pool: Tensor, layer: int, offsets: Tensor) -> Pool:
+    _, layers, _, kv_heads, tokens, head_dim = pool.shape
+    if pool.dtype not in DTYPES or not pool.is_contiguous() or not 0 <= layer < layers:
+        raise FasaError("pool must be a contiguous float16 or bfloat16 tensor that has the layer")
+    if offsets.dtype != torch.int32 or not offsets.is_contiguous():
+        raise FasaError("offsets must be a contiguous int32 tensor")
+    return Pool(
+        primary=pool.data_ptr() + layer * 2 * kv_heads * tokens * head_dim * pool.element_size(),
+        offsets=offsets.data_ptr(),
+        max_blocks=offsets.shape[2],
+        tokens_per_block=tokens,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        dtype=DTYPES[pool.dtype],
+    )
+
+
+def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor) -> Labels:
+    if kind == "prefix":
+        return Labels(kind=LABEL_KINDS[kind], n_tip=n_tip)
+    if labels.shape[3] < n_tip * (1 if kind == "int4" else 2):
+        raise FasaError(f"labels of {labels.shape[3]} bytes are too short for n_tip {n_tip} in {kind}")
+    return Labels(
+        kind=LABEL_KINDS[kind],
+        n_tip=n_tip,
+        labels=labels.data_ptr(),
+        scales=scales.data_ptr(),
+        offset_divisor=2 * pool.shape[1],
+        label_block_stride=labels.stride(0),
+        label_token_stride=labels.stride(1),
+        label_head_stride=labels.stride(2),
+        scale_block_stride=2 * scales.stride(0),
+        scale_token_stride=2 * scales.stride(1),
+        scale_head_stride=2 * scales.stride(2),
+    )
+
+
+def _check(lib: ctypes.CDLL, status: int) -> None:
+    if status:
+        raise FasaError(f"FASA kernel refused: {lib.fasa_status_text(status).decode()}")
