@@ -99,16 +99,29 @@ def fasa_calls(length: int, batch: int, copies: int, kind: str, n_tip: int) -> l
     width = {"prefix": 0, "int4": n_tip, "int8": 2 * n_tip}[kind]
     calls = []
     for _ in range(copies):
-        pool = torch.randn(
-            batch * blocks, 1, 2, KV_HEADS, TOKENS, HEAD_DIM, device="cuda", dtype=torch.bfloat16
-        )
+        pool = torch.randn(batch * blocks, 1, 2, KV_HEADS, TOKENS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
         order = torch.randperm(batch * blocks, device="cuda", dtype=torch.int32).view(batch, 1, blocks) * 2
         offsets = torch.cat([order, order + 1], dim=1).contiguous()
         labels = torch.randint(0, 256, (batch * blocks, TOKENS, KV_HEADS, width), device="cuda", dtype=torch.uint8)
         scales = torch.rand(batch * blocks, TOKENS, KV_HEADS, device="cuda").half() + 0.5
         calls.append(
             lambda pool=pool, offsets=offsets, labels=labels, scales=scales: decode(  # type: ignore[misc]
-                q, pool, 0, offsets, lengths, labels, scales, kind, n_tip, length, 256, 4, 32, HEAD_DIM**-0.5, 0.0, "sum"
+                q,
+                pool,
+                0,
+                offsets,
+                lengths,
+                labels,
+                scales,
+                kind,
+                n_tip,
+                length,
+                256,
+                4,
+                32,
+                HEAD_DIM**-0.5,
+                0.0,
+                "sum",
             )
         )
     return calls

@@ -1,7 +1,8 @@
-// fasa_append: rotates new queries and keys, writes keys and values into the pool, and labels into their cache.
+// fasa_append: rotates new queries and keys, writes keys and values into the pool, and labels into their
+// cache.
 //
-// One warp takes one head of one token. Bytes are few (a row in, a row out); for prefill the rows of a token are
-// contiguous, so loads and stores coalesce.
+// One warp takes one head of one token. Bytes are few (a row in, a row out); for prefill the rows of a token
+// are contiguous, so loads and stores coalesce.
 #include "common.cuh"
 
 namespace fasa {
@@ -42,7 +43,8 @@ __device__ void write_label(const fasa_labels& labels, const fasa_pool& pool, in
     }
     if (lane == 0) {
         *reinterpret_cast<__half*>(static_cast<char*>(labels.scales) + block * labels.scale_block_stride +
-                                   slot * labels.scale_token_stride + kv_head * labels.scale_head_stride) = scale;
+                                   slot * labels.scale_token_stride + kv_head * labels.scale_head_stride) =
+            scale;
     }
 }
 
@@ -60,7 +62,8 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     const int seq = p.sequence[token], position = p.position[token];
     if (head >= p.num_q_heads + p.pool.num_kv_heads) {  // a value: copied as it is
         const int kv_head = head - p.num_q_heads - p.pool.num_kv_heads;
-        const T* from = static_cast<const T*>(p.v) + token * p.v_token_stride + static_cast<int64_t>(kv_head) * head_dim;
+        const T* from =
+            static_cast<const T*>(p.v) + token * p.v_token_stride + static_cast<int64_t>(kv_head) * head_dim;
         T* to = pool_row<T>(p.pool, seq, 1, position, kv_head);
         for (int d = lane; d < head_dim; d += kWarp) {
             to[d] = from[d];
@@ -73,8 +76,9 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     const T* from = is_query ? static_cast<const T*>(p.q) + token * p.q_token_stride
                              : static_cast<const T*>(p.k) + token * p.k_token_stride;
     from += static_cast<int64_t>(own) * head_dim;
-    T* to = is_query ? static_cast<T*>(p.q_out) + (static_cast<int64_t>(token) * p.num_q_heads + own) * head_dim
-                     : pool_row<T>(p.pool, seq, 0, position, kv_head);
+    T* to = is_query
+                ? static_cast<T*>(p.q_out) + (static_cast<int64_t>(token) * p.num_q_heads + own) * head_dim
+                : pool_row<T>(p.pool, seq, 0, position, kv_head);
     for (int chunk = lane; chunk < head_dim / 2; chunk += kWarp) {
         const int at = kv_head * (head_dim / 2) + chunk;
         float sin, cos;
@@ -96,14 +100,16 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
 
 extern "C" fasa_status fasa_append(const fasa_append_params* params, void* stream) {
     using namespace fasa;
-    if (params == nullptr || params->num_tokens < 0 || params->pool.head_dim > 256 || params->pool.head_dim % 2 ||
-        params->pool.num_kv_heads < 1 || params->num_q_heads % params->pool.num_kv_heads) {
+    if (params == nullptr || params->num_tokens < 0 || params->pool.head_dim > 256 ||
+        params->pool.head_dim % 2 || params->pool.num_kv_heads < 1 ||
+        params->num_q_heads % params->pool.num_kv_heads) {
         return FASA_BAD_ARGUMENT;
     }
     if (params->num_tokens == 0) {
         return FASA_OK;
     }
-    const int64_t items = static_cast<int64_t>(params->num_tokens) * (params->num_q_heads + 2 * params->pool.num_kv_heads);
+    const int64_t items =
+        static_cast<int64_t>(params->num_tokens) * (params->num_q_heads + 2 * params->pool.num_kv_heads);
     constexpr int kPerBlock = kAppendThreads / kWarp;
     const auto blocks = static_cast<unsigned>((items + kPerBlock - 1) / kPerBlock);
     const auto on = static_cast<cudaStream_t>(stream);

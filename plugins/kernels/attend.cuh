@@ -1,10 +1,11 @@
 // Exact attention of one group's queries over a list of tokens, by one block of threads.
 //
-// Idea: each warp takes 16 listed tokens at a time and keeps its own running softmax. Key rows go straight from the pool
-// into tensor-core fragments: the order of dims inside a dot product is free, so a thread's 16 contiguous bytes serve two
-// k-steps and no row passes through shared memory. Values are few per query head and go through plain FMAs, each lane
-// owning the same dims of every row. The warps' partial results are merged in a fixed order at the end.
-// Bytes: 2 * head_dim * 2 a token and KV head, read once for the whole group.
+// Idea: each warp takes 16 listed tokens at a time and keeps its own running softmax. Key rows go straight
+// from the pool into tensor-core fragments: the order of dims inside a dot product is free, so a thread's 16
+// contiguous bytes serve two k-steps and no row passes through shared memory. Values are few per query head
+// and go through plain FMAs, each lane owning the same dims of every row. The warps' partial results are
+// merged in a fixed order at the end. Bytes: 2 * head_dim * 2 a token and KV head, read once for the whole
+// group.
 #pragma once
 
 #include <type_traits>
@@ -17,14 +18,16 @@ constexpr int kTile = 16;        // tokens a warp takes at a time
 constexpr int kMergedHeads = 4;  // query heads merged at a time, to bound shared memory
 
 template <typename T>
-__device__ inline void mma_16x8x16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                                   uint32_t b1) {
+__device__ inline void mma_16x8x16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                   uint32_t b0, uint32_t b1) {
     if constexpr (std::is_same_v<T, __half>) {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            "{%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     } else {
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+            "{%0,%1,%2,%3};"
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
     }
@@ -47,7 +50,9 @@ struct AttendScratch {
 
 // HEAD_DIM elements of a row over the lanes of a warp: lane l owns [l * kOwned, (l + 1) * kOwned).
 template <int HEAD_DIM>
-constexpr int kOwned = HEAD_DIM == 64 ? 2 : HEAD_DIM == 256 ? 8 : 4;  // 96: 24 lanes of 4
+constexpr int kOwned = HEAD_DIM == 64    ? 2
+                       : HEAD_DIM == 256 ? 8
+                                         : 4;  // 96: 24 lanes of 4
 
 template <int OWNED>
 using Raw = std::conditional_t<OWNED == 2, uint32_t, std::conditional_t<OWNED == 4, uint2, uint4>>;
@@ -62,8 +67,8 @@ __device__ inline void convert(float (&to)[OWNED], const Raw<OWNED>& raw) {
     }
 }
 
-// q, out: the group's `group` <= GROUP query heads, HEAD_DIM elements each, contiguous. `count` >= 1 tokens are listed in
-// `tokens` (shared memory), or are 0..count-1 where `tokens` is null.
+// q, out: the group's `group` <= GROUP query heads, HEAD_DIM elements each, contiguous. `count` >= 1 tokens
+// are listed in `tokens` (shared memory), or are 0..count-1 where `tokens` is null.
 template <typename T, int HEAD_DIM, int GROUP>
 __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int group, const T* q, T* out,
                        const int* tokens, int count, AttendScratch<HEAD_DIM, GROUP>& scratch) {
@@ -81,11 +86,13 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
             const int head = n * 8 + quad;
-            query[n][c] = head < group ? *reinterpret_cast<const uint4*>(q + head * HEAD_DIM + c * 32 + within * 8)
-                                       : uint4{0, 0, 0, 0};
+            query[n][c] = head < group
+                              ? *reinterpret_cast<const uint4*>(q + head * HEAD_DIM + c * 32 + within * 8)
+                              : uint4{0, 0, 0, 0};
         }
     }
-    // Running softmax. A lane knows the columns (query heads) n * 8 + within * 2 and the next; `acc` has all heads.
+    // Running softmax. A lane knows the columns (query heads) n * 8 + within * 2 and the next; `acc` has all
+    // heads.
     float largest[kColumns][2], total[kColumns][2], acc[GROUP][OWNED] = {};
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
@@ -103,7 +110,8 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
             const int at = min(first + quad + 8 * half, count - 1);
             k_row[half] = pool_row<T>(p.pool, seq, 0, tokens ? tokens[at] : at, kv_head);
         }
-        // All loads first: a tile costs one round trip to memory. Tokens that are not there repeat the last one.
+        // All loads first: a tile costs one round trip to memory. Tokens that are not there repeat the last
+        // one.
         uint4 k[kChunks][2];
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
@@ -113,7 +121,8 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
         Raw<OWNED> v[kTile];
 #pragma unroll
         for (int t = 0; t < kTile; ++t) {
-            const T* row = reinterpret_cast<const T*>(__shfl_sync(0xffffffff, reinterpret_cast<uint64_t>(v_row), t));
+            const T* row =
+                reinterpret_cast<const T*>(__shfl_sync(0xffffffff, reinterpret_cast<uint64_t>(v_row), t));
             v[t] = *reinterpret_cast<const Raw<OWNED>*>(row + (owns ? lane : 0) * OWNED);
         }
         float logits[kColumns][4] = {};

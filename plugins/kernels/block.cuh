@@ -10,8 +10,22 @@ constexpr int kSelectWarps = kSelectThreads / kWarp;
 
 // Shared scratch of the functions below. Two turns, so that one barrier a call is enough.
 struct BlockScratch {
-    int sums[2][kSelectWarps];
+    __align__(16) int sums[2][kSelectWarps];
+    __align__(16) int pairs[2][kSelectWarps];
 };
+
+// The sum of 16 integers in shared memory, as four wide reads.
+__device__ inline int sum_of(const int (&values)[kSelectWarps]) {
+    static_assert(kSelectWarps == 16);
+    const int4* wide = reinterpret_cast<const int4*>(values);
+    int total = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const int4 four = wide[i];
+        total += four.x + four.y + four.z + four.w;
+    }
+    return total;
+}
 
 // The sum of `mine` over the block, on every thread. `turn` alternates between calls.
 __device__ inline int block_sum(BlockScratch& scratch, int& turn, int mine) {
@@ -20,10 +34,30 @@ __device__ inline int block_sum(BlockScratch& scratch, int& turn, int mine) {
         scratch.sums[turn][threadIdx.x / kWarp] = sum;
     }
     __syncthreads();
-    int total = 0;
+    const int total = sum_of(scratch.sums[turn]);
+    turn ^= 1;
+    return total;
+}
+
+// Three sums for one barrier.
+__device__ inline int3 block_sum(BlockScratch& scratch, int& turn, int3 mine) {
+    // A block's total of keys can pass 16 bits, a warp's cannot: 32 threads of at most 2047.
+    const int x = __reduce_add_sync(0xffffffff, mine.x);
+    const unsigned yz = __reduce_add_sync(0xffffffff, static_cast<unsigned>(mine.y | mine.z << 16));
+    if (threadIdx.x % kWarp == 0) {
+        scratch.sums[turn][threadIdx.x / kWarp] = x;
+        scratch.pairs[turn][threadIdx.x / kWarp] = static_cast<int>(yz);
+    }
+    __syncthreads();
+    int3 total{sum_of(scratch.sums[turn]), 0, 0};
+    const int4* wide = reinterpret_cast<const int4*>(scratch.pairs[turn]);
 #pragma unroll
-    for (int w = 0; w < kSelectWarps; ++w) {
-        total += scratch.sums[turn][w];
+    for (int i = 0; i < kSelectWarps / 4; ++i) {
+        const int4 four = wide[i];
+        for (const int pair : {four.x, four.y, four.z, four.w}) {
+            total.y += pair & 0xffff;
+            total.z += static_cast<int>(static_cast<unsigned>(pair) >> 16);
+        }
     }
     turn ^= 1;
     return total;
@@ -42,20 +76,20 @@ __device__ inline int block_scan(BlockScratch& scratch, int& turn, int mine, int
         scratch.sums[turn][warp] = inclusive;
     }
     __syncthreads();
-    int before = 0, all = 0;
+    int before = 0;
 #pragma unroll
-    for (int w = 0; w < kSelectWarps; ++w) {
-        const int sum = scratch.sums[turn][w];
-        before += w < warp ? sum : 0;
-        all += sum;
+    for (int w = 0; w < kSelectWarps; w += 4) {
+        const int4 four = *reinterpret_cast<const int4*>(&scratch.sums[turn][w]);
+        before += (w < warp ? four.x : 0) + (w + 1 < warp ? four.y : 0) + (w + 2 < warp ? four.z : 0) +
+                  (w + 3 < warp ? four.w : 0);
     }
+    *total = sum_of(scratch.sums[turn]);
     turn ^= 1;
-    *total = all;
     return before + inclusive - mine;
 }
 
-// Adds to each half of `count` how many of its keys of the pair are at least `bound`, given twice. No overflow: a thread
-// holds far fewer than 2048.
+// Adds to each half of `count` how many of its keys of the pair are at least `bound`, given twice. No
+// overflow: a thread holds far fewer than 2048.
 __device__ inline void count_pairs(__half2& count, const uint4& keys, __half2 bound) {
     const uint32_t words[4] = {keys.x, keys.y, keys.z, keys.w};
 #pragma unroll
@@ -66,9 +100,26 @@ __device__ inline void count_pairs(__half2& count, const uint4& keys, __half2 bo
     }
 }
 
-__device__ inline __half2 twice(uint32_t key) { return __half2half2(__ushort_as_half(static_cast<uint16_t>(key))); }
+__device__ inline __half2 twice(uint32_t key) {
+    return __half2half2(__ushort_as_half(static_cast<uint16_t>(key)));
+}
 
-__device__ inline int total_of(__half2 count) { return static_cast<int>(__low2float(count) + __high2float(count)); }
+__device__ inline int total_of(__half2 count) {
+    return static_cast<int>(__low2float(count) + __high2float(count));
+}
+
+// A bit for each of the eight keys that is at least `bound`, given twice.
+__device__ inline uint32_t hits(const uint4& keys, __half2 bound) {
+    const uint32_t words[4] = {keys.x, keys.y, keys.z, keys.w};
+    uint32_t mask = 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        __half2 pair;
+        *reinterpret_cast<uint32_t*>(&pair) = words[i];
+        mask |= (__hge2_mask(pair, bound) & 0x00020001u << 2 * i) << 0;
+    }
+    return (mask & 0xff) | mask >> 16;
+}
 
 // The eight keys as if none of their tokens existed.
 __device__ inline uint4 hidden_octet() {
@@ -76,21 +127,17 @@ __device__ inline uint4 hidden_octet() {
     return {pair, pair, pair, pair};
 }
 
-__device__ inline uint32_t key_of(const uint4& keys, int i) {
-    const uint32_t word = i < 2 ? keys.x : i < 4 ? keys.y : i < 6 ? keys.z : keys.w;
-    return i & 1 ? word >> 16 : word & 0xffff;
-}
-
 struct Threshold {
     uint32_t rank;  // at least `wanted` keys have this rank or a higher one
     int reached;    // how many do
 };
 
-// The largest rank that at least `wanted` keys reach, or an earlier one that at most `enough` (>= wanted) keys reach.
-// `count(rank)` says how many keys of the thread reach it; `reached` of them, all threads together, reach `low`.
+// The largest rank that at least `wanted` keys reach, or an earlier one that at most `enough` (>= wanted)
+// keys reach. `count(rank)` says how many keys of the thread reach it; `reached` of them, all threads
+// together, reach `low`.
 template <typename Count>
-__device__ inline Threshold search(BlockScratch& scratch, int& turn, int wanted, int enough, uint32_t low, int reached,
-                                   Count count) {
+__device__ inline Threshold search(BlockScratch& scratch, int& turn, int wanted, int enough, uint32_t low,
+                                   int reached, Count count) {
     uint32_t high = 0x8000 | kForced;
     if (reached > enough) {  // forced tokens may be enough by themselves
         const int forced = block_sum(scratch, turn, count(high));
@@ -98,14 +145,19 @@ __device__ inline Threshold search(BlockScratch& scratch, int& turn, int wanted,
             return {high, forced};
         }
     }
-    while (high - low > 1 && reached > enough) {
-        const uint32_t middle = (low + high) / 2;
-        const int total = block_sum(scratch, turn, count(middle));
-        if (total >= wanted) {
-            low = middle;
-            reached = total;
+    while (high - low > 1 &&
+           reached > enough) {  // three bounds at a time: a round costs little more than its barrier
+        const uint32_t step = (high - low + 3) / 4;
+        const uint32_t rank[3] = {low + step, min(low + 2 * step, high), min(low + 3 * step, high)};
+        const int3 total = block_sum(scratch, turn, int3{count(rank[0]), count(rank[1]), count(rank[2])});
+        if (total.z >= wanted && rank[2] < high) {
+            low = rank[2], reached = total.z;
+        } else if (total.y >= wanted && rank[1] < high) {
+            low = rank[1], reached = total.y, high = rank[2];
+        } else if (total.x >= wanted && rank[0] < high) {
+            low = rank[0], reached = total.x, high = rank[1];
         } else {
-            high = middle;
+            high = rank[0];
         }
     }
     return {low, reached};

@@ -11,7 +11,7 @@ namespace fasa {
 
 constexpr int kWarp = 32;
 constexpr int kCodes = 128;  // label dims at most
-constexpr int kOctet = 8;  // tokens that one thread scores at a time; blocks of the pool hold whole octets
+constexpr int kOctet = 8;    // tokens that one thread scores at a time; blocks of the pool hold whole octets
 
 template <typename T>
 struct Vec2;
@@ -24,10 +24,18 @@ struct Vec2<__nv_bfloat16> {
     using type = __nv_bfloat162;
 };
 
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float2 to_float2(__half2 x) { return __half22float2(x); }
-__device__ inline float2 to_float2(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+__device__ inline float to_float(__half x) {
+    return __half2float(x);
+}
+__device__ inline float to_float(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+__device__ inline float2 to_float2(__half2 x) {
+    return __half22float2(x);
+}
+__device__ inline float2 to_float2(__nv_bfloat162 x) {
+    return __bfloat1622float2(x);
+}
 template <typename T>
 __device__ T from_float(float x);
 template <>
@@ -59,9 +67,9 @@ __device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int toke
     return reinterpret_cast<T*>(base) + static_cast<int64_t>(row) * pool.head_dim;
 }
 
-// The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a token beyond
-// the end, plus infinity marks one that is always taken; real scores stay inside +-65504, NaN counts as the lowest.
-// Tokens that tie at 16 bits are told apart by their float32 score.
+// The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a
+// token beyond the end, plus infinity marks one that is always taken; real scores stay inside +-65504, NaN
+// counts as the lowest. Tokens that tie at 16 bits are told apart by their float32 score.
 constexpr uint32_t kHidden = 0xfc00;
 constexpr uint32_t kForced = 0x7c00;
 constexpr uint32_t kLowest = 0xfbff;  // -65504
@@ -72,16 +80,28 @@ __device__ inline uint32_t score_key(float score) {
 }
 
 // The order of float16 as integers, and back.
-__device__ inline uint32_t key_rank(uint32_t key) { return key & 0x8000 ? 0xffff ^ key : key | 0x8000; }
-__device__ inline uint32_t rank_key(uint32_t rank) { return rank & 0x8000 ? rank ^ 0x8000 : 0xffff ^ rank; }
+__device__ inline uint32_t key_rank(uint32_t key) {
+    return key & 0x8000 ? 0xffff ^ key : key | 0x8000;
+}
+__device__ inline uint32_t rank_key(uint32_t rank) {
+    return rank & 0x8000 ? rank ^ 0x8000 : 0xffff ^ rank;
+}
+
+// Lets the next kernel on the stream start its prologue.
+__device__ inline void allow_next() {
+#if __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 __device__ inline bool is_forced(int token, int length, int sink, int recent) {
     return token < sink || token >= length - recent;
 }
 
-// Where the score pass leaves its keys: float16 [rows, octets, 8], and the largest of each octet, float16 [rows, octets];
-// besides, for rescoring, each row's quantised query: int8 [rows, 128] and float32 [rows], the factor on its dot products.
-// A row is a (sequence, token set) pair; a KV head has one token set, or one for each of its query heads.
+// Where the score pass leaves its keys: float16 [rows, octets, 8], and the largest of each octet, float16
+// [rows, octets]; besides, for rescoring, each row's quantised query: int8 [rows, 128] and float32 [rows],
+// the factor on its dot products. A row is a (sequence, token set) pair; a KV head has one token set, or one
+// for each of its query heads.
 struct Scores {
     uint16_t* keys;
     uint16_t* maxima;

@@ -5,8 +5,9 @@
 
 namespace fasa {
 
-// A query quantised to int8 for one token set. `code` holds 4 int8 per word, ordered as the label's words want them:
-// INT8 needs WORDS words, INT4 twice as many (low nibbles, then high nibbles). score = (dot - offset) * label scale * query scale.
+// A query quantised to int8 for one token set. `code` holds 4 int8 per word, ordered as the label's words
+// want them: INT8 needs WORDS words, INT4 twice as many (low nibbles, then high nibbles). score = (dot -
+// offset) * label scale * query scale.
 template <int WORDS, bool INT4>
 struct QuantisedQuery {
     int code[INT4 ? 2 * WORDS : WORDS];
@@ -35,7 +36,8 @@ __device__ inline void load_label(uint32_t (&label)[WORDS], const void* source) 
 #pragma unroll
         for (int i = 0; i < WORDS / 4; ++i) {
             const uint4 part = __ldg(static_cast<const uint4*>(source) + i);
-            label[4 * i] = part.x, label[4 * i + 1] = part.y, label[4 * i + 2] = part.z, label[4 * i + 3] = part.w;
+            label[4 * i] = part.x, label[4 * i + 1] = part.y, label[4 * i + 2] = part.z,
+                      label[4 * i + 3] = part.w;
         }
     } else {
 #pragma unroll
@@ -52,8 +54,8 @@ struct LabelAddress {
     const char* scale;
 };
 
-__device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq, int token,
-                                             int kv_head) {
+__device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq,
+                                             int token, int kv_head) {
     const int shift = __ffs(pool.tokens_per_block) - 1;
     const int64_t block = (block_offset(pool, seq, 0, token >> shift) & 0x7fffffff) / labels.offset_divisor;
     const int slot = token & (pool.tokens_per_block - 1);
@@ -63,15 +65,16 @@ __device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_l
                 slot * labels.scale_token_stride + kv_head * labels.scale_head_stride};
 }
 
-// The query of a token set over its label dims, in float32: the sum of a group's heads, or one head. `out` is shared
-// memory of 2 * n_tip floats; one warp works together. Summed in the order of the heads.
+// The query of a token set over its label dims, in float32: the sum of a group's heads, or one head. `out` is
+// shared memory of 2 * n_tip floats; one warp works together. Summed in the order of the heads.
 template <typename T>
 __device__ void reduce_query(float* out, const fasa_decode_params& p, int seq, int set) {
     const int group = p.num_q_heads / p.pool.num_kv_heads;
     const bool per_head = p.reduction == FASA_REDUCE_PER_HEAD;
     const int first = per_head ? set : set * group;
     const int heads = per_head ? 1 : group;
-    const T* q = static_cast<const T*>(p.q) + (static_cast<int64_t>(seq) * p.num_q_heads + first) * p.pool.head_dim;
+    const T* q =
+        static_cast<const T*>(p.q) + (static_cast<int64_t>(seq) * p.num_q_heads + first) * p.pool.head_dim;
     for (int d = threadIdx.x % kWarp; d < 2 * p.labels.n_tip; d += kWarp) {
         float sum = 0.f;
         for (int h = 0; h < heads; ++h) {
@@ -82,7 +85,8 @@ __device__ void reduce_query(float* out, const fasa_decode_params& p, int seq, i
     __syncwarp();
 }
 
-// Quantises `query` (n floats in shared memory) to int8 `codes` (shared memory) by one warp. Returns the scale.
+// Quantises `query` (n floats in shared memory) to int8 `codes` (shared memory) by one warp. Returns the
+// scale.
 __device__ inline float quantise_query(const float* query, int8_t* codes, int n) {
     const int lane = threadIdx.x % kWarp;
     float largest = 0.f;

@@ -20,4 +20,32 @@ fasa_status launch_score(const fasa_decode_params& p, const Scores& scores, cuda
 template <int HEAD_DIM>
 fasa_status launch_attend(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);
 
+// Launches `kernel` so that it may start while the kernel before it on the stream still runs, where the GPU
+// can do that (compute capability 9.0 on); it must call wait_for_previous() before it reads what that one
+// wrote.
+template <typename... Parameters, typename... Arguments>
+fasa_status launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                              cudaStream_t stream, Arguments... arguments) {
+    int device = 0, major = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &overlap;
+    config.numAttrs = major >= 9 ? 1 : 0;
+    return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess ? FASA_OK : FASA_LAUNCH_FAILED;
+}
+
+__device__ inline void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
+}
+
 }  // namespace fasa

@@ -6,7 +6,7 @@
 namespace fasa {
 
 struct RescoreScratch {
-    float query[kCodes];            // PREFIX: the token set's query times the logits' scale
+    float query[kCodes];                 // PREFIX: the token set's query times the logits' scale
     __align__(16) int8_t codes[kCodes];  // otherwise: its int8 codes
     float factor;
 };
@@ -40,7 +40,7 @@ struct Rescorer {
         return score == score ? score : -INFINITY;
     }
 
-   private:
+  private:
     __device__ float from_prefix(int token) const {
         const uint4* k = reinterpret_cast<const uint4*>(pool_row<T>(p.pool, seq, 0, token, kv_head));
         float sum = 0.f;
@@ -59,21 +59,30 @@ struct Rescorer {
 
     __device__ float from_label(int token) const {
         const LabelAddress at = label_address(p.pool, p.labels, seq, token, kv_head);
-        const auto* words = reinterpret_cast<const uint32_t*>(at.label);
-        const bool int4 = p.labels.kind == FASA_LABELS_INT4;
+        const auto* label = reinterpret_cast<const uint2*>(at.label);
+        const auto* code = reinterpret_cast<const uint32_t*>(scratch.codes);
         int sum = 0;
-        for (int w = 0; w < p.labels.n_tip / (int4 ? 4 : 2); ++w) {
-            const uint32_t word = words[w];
-            if (!int4) {
-                sum = __dp4a(static_cast<int>(word), reinterpret_cast<const int*>(scratch.codes)[w], sum);
-                continue;
+        if (p.labels.kind == FASA_LABELS_INT8) {
+            for (int i = 0; i < p.labels.n_tip / 4; ++i) {
+                const uint2 eight = label[i];
+                sum = __dp4a(static_cast<int>(eight.x), static_cast<int>(code[2 * i]), sum);
+                sum = __dp4a(static_cast<int>(eight.y), static_cast<int>(code[2 * i + 1]), sum);
             }
-#pragma unroll
-            for (int i = 0; i < 8; ++i) {
-                sum += (static_cast<int>((word >> (4 * i)) & 15) - 8) * scratch.codes[8 * w + i];
+        } else {
+            int total = 0;  // of the query's codes: labels are stored + 8
+            for (int i = 0; i < p.labels.n_tip / 4; ++i) {
+                const uint32_t word = reinterpret_cast<const uint32_t*>(label)[i];
+                const uint32_t low = __byte_perm(code[2 * i], code[2 * i + 1], 0x6420);
+                const uint32_t high = __byte_perm(code[2 * i], code[2 * i + 1], 0x7531);
+                sum = __dp4a(static_cast<int>(word & 0x0f0f0f0f), static_cast<int>(low), sum);
+                sum = __dp4a(static_cast<int>(word >> 4 & 0x0f0f0f0f), static_cast<int>(high), sum);
+                total = __dp4a(0x01010101, static_cast<int>(low),
+                               __dp4a(0x01010101, static_cast<int>(high), total));
             }
+            sum -= 8 * total;
         }
-        return static_cast<float>(sum) * __half2float(*reinterpret_cast<const __half*>(at.scale)) * scratch.factor;
+        return static_cast<float>(sum) * __half2float(*reinterpret_cast<const __half*>(at.scale)) *
+               scratch.factor;
     }
 };
 

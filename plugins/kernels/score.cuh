@@ -1,12 +1,12 @@
 // The score pass: one 16-bit key for every cached token and token set.
 //
-// Idea: a decode step is bound by the bytes it reads, and this pass reads one short label of every token. Labels of all
-// KV heads of a token lie side by side (token-major), so a block of threads lays its threads over (octet of tokens,
-// token set) with the token set running fastest: a warp reads whole contiguous rows, each thread keeps its own
-// quantised query in registers and has eight labels in flight. A label costs 4 * WORDS bytes and WORDS (INT8) or
-// 2 * WORDS (INT4) dp4a instructions.
-// Bytes a token and KV head: label + 2 (scale) read, 2.25 a token set written.
-// Limit: 128k tokens x batch 8, 8 KV heads, 4-bit n_tip 32: 285 MB + 19 MB, 70 us at 4.3 TB/s.
+// Idea: a decode step is bound by the bytes it reads, and this pass reads one short label of every token.
+// Labels of all KV heads of a token lie side by side (token-major), so a block of threads lays its threads
+// over (octet of tokens, token set) with the token set running fastest: a warp reads whole contiguous rows,
+// each thread keeps its own quantised query in registers and has eight labels in flight. A label costs 4 *
+// WORDS bytes and WORDS (INT8) or 2 * WORDS (INT4) dp4a instructions. Bytes a token and KV head: label + 2
+// (scale) read, 2.25 a token set written. Limit: 128k tokens x batch 8, 8 KV heads, 4-bit n_tip 32: 285 MB +
+// 19 MB, 70 us at 4.3 TB/s.
 #pragma once
 
 #include "labels.cuh"
@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(kScoreThreads)
     __shared__ __align__(4) int8_t codes[kMaxSets][kDims];
     __shared__ float query_scales[kMaxSets];
     const int seq = blockIdx.y;
+    allow_next();
     const int length = p.lengths[seq];
     if (length <= p.budget) {
         return;
@@ -63,7 +64,8 @@ __global__ void __launch_bounds__(kScoreThreads)
     if (blockIdx.x == 0 && threadIdx.x < sets) {
         scores.factors[row] = query_scale;
         for (int d = 0; d < kDims; d += 4) {
-            *reinterpret_cast<int*>(scores.codes + row * kCodes + d) = *reinterpret_cast<const int*>(codes[set] + d);
+            *reinterpret_cast<int*>(scores.codes + row * kCodes + d) =
+                *reinterpret_cast<const int*>(codes[set] + d);
         }
     }
     const int octets = (length + kOctet - 1) / kOctet;
@@ -98,7 +100,8 @@ __global__ void __launch_bounds__(kScoreThreads)
             for (int i = 0; i < kHalf; ++i) {
                 const float dot = static_cast<float>(label_dot<WORDS, INT4>(label[half][i], mine));
                 const int token = octet * kOctet + half * kHalf + i;
-                key[half * kHalf + i] = token_key(p, token, length, dot * __half2float(scale[half][i]) * query_scale);
+                key[half * kHalf + i] =
+                    token_key(p, token, length, dot * __half2float(scale[half][i]) * query_scale);
                 largest = larger_key(largest, key[half * kHalf + i]);
             }
         }
@@ -109,8 +112,9 @@ __global__ void __launch_bounds__(kScoreThreads)
     }
 }
 
-// Labels in the key rows' prefix, 16-bit. Rows of one KV head lie head_dim elements apart, so a row's 4 * n_tip bytes
-// are read by n_tip / 4 threads of 16 bytes each: LANES of them a token (n_tip 16: 4), eight tokens in flight a thread.
+// Labels in the key rows' prefix, 16-bit. Rows of one KV head lie head_dim elements apart, so a row's 4 *
+// n_tip bytes are read by n_tip / 4 threads of 16 bytes each: LANES of them a token (n_tip 16: 4), eight
+// tokens in flight a thread.
 template <typename T, int LANES>
 __global__ void __launch_bounds__(kScoreThreads)
     score_prefix(const __grid_constant__ fasa_decode_params p, const Scores scores, int sets) {
@@ -118,6 +122,7 @@ __global__ void __launch_bounds__(kScoreThreads)
     __shared__ float query[2 * 4 * LANES];
     const int seq = blockIdx.z;
     const int set = blockIdx.y;
+    allow_next();
     const int length = p.lengths[seq];
     if (length <= p.budget) {
         return;
@@ -147,7 +152,8 @@ __global__ void __launch_bounds__(kScoreThreads)
             uint4 part[kOctet];
 #pragma unroll
             for (int i = 0; i < kOctet; ++i) {
-                part[i] = __ldg(reinterpret_cast<const uint4*>(k + static_cast<int64_t>(i) * p.pool.head_dim));
+                part[i] =
+                    __ldg(reinterpret_cast<const uint4*>(k + static_cast<int64_t>(i) * p.pool.head_dim));
             }
 #pragma unroll
             for (int i = 0; i < kOctet; ++i) {

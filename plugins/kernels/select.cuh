@@ -1,11 +1,11 @@
 // Exact top-k of one row of keys by one block of threads; the chosen tokens come out in ascending order.
 //
-// Idea: the score pass leaves the maximum of every eight keys. At least `budget` octets reach the budget-th largest
-// maximum, so every chosen token lies in an octet that reaches it: one pass over L / 8 maxima, held in registers, leaves
-// about `budget` octets, and the exact threshold is found among their keys, in registers again. Binary search over the 16
-// bits needs no atomics and so is deterministic. Tokens that tie at the threshold are scored again in float32, and ties
-// there go to the lower position.
-// Rows whose octets or ties overflow the lists below (masses of equal scores) take a slow path that reads all keys.
+// Idea: the score pass leaves the maximum of every eight keys. At least `budget` octets reach the budget-th
+// largest maximum, so every chosen token lies in an octet that reaches it: one pass over L / 8 maxima, held
+// in registers, leaves about `budget` octets, and the exact threshold is found among their keys, in registers
+// again. Binary search over the 16 bits needs no atomics and so is deterministic. Tokens that tie at the
+// threshold are scored again in float32, and ties there go to the lower position. Rows whose octets or ties
+// overflow the lists below (masses of equal scores) take a slow path that reads all keys.
 #pragma once
 
 #include "block.cuh"
@@ -13,8 +13,9 @@
 
 namespace fasa {
 
-constexpr int kMaximaHeld = 4;      // uint4 of octet maxima a thread keeps: 128k tokens a row; longer rows reread them
-constexpr int kOctetsHeld = 2;      // candidate octets a thread keeps
+constexpr int kMaximaHeld =
+    4;  // uint4 of octet maxima a thread keeps: 128k tokens a row; longer rows reread them
+constexpr int kOctetsHeld = 2;         // candidate octets a thread keeps
 constexpr uint32_t kAllRanks = 0x400;  // key_rank(kLowest): every token that exists
 constexpr int kMaxTies = 1024;
 
@@ -74,7 +75,8 @@ __device__ void select_slowly(const Scores& scores, const fasa_decode_params& p,
         int total;
         const int before = at_bar + block_scan(scratch.block, turn, on_bar, &total);
         at_bar += total;
-        const bool take = t < length && (tied ? exact > bar || (on_bar && before < spare) : rank >= found.rank);
+        const bool take =
+            t < length && (tied ? exact > bar || (on_bar && before < spare) : rank >= found.rank);
         const int place = written + block_scan(scratch.block, turn, take, &total);
         written += total;
         if (take) {
@@ -84,8 +86,8 @@ __device__ void select_slowly(const Scores& scores, const fasa_decode_params& p,
     __syncthreads();
 }
 
-// Writes the `budget` tokens of a row with length > budget to `chosen` (shared memory), ascending. rescore is prepared.
-// octet_list: shared memory of candidate_capacity(budget) ints.
+// Writes the `budget` tokens of a row with length > budget to `chosen` (shared memory), ascending. rescore is
+// prepared. octet_list: shared memory of candidate_capacity(budget) ints.
 template <typename T>
 __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p, int64_t row, int length,
                               Rescorer<T>& rescore, SelectScratch& scratch, int* octet_list, int* chosen) {
@@ -107,7 +109,8 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
             }
             uint4 eight = hidden_octet();  // the row's padding was never written
             for (int k = 0; k < real; ++k) {
-                reinterpret_cast<uint16_t*>(&eight)[k] = reinterpret_cast<const uint16_t*>(maxima + first + i)[k];
+                reinterpret_cast<uint16_t*>(&eight)[k] =
+                    reinterpret_cast<const uint16_t*>(maxima + first + i)[k];
             }
             return eight;
         };
@@ -137,12 +140,10 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
         }
         const int mine = count(floor.rank);
         int place = block_scan(scratch.block, turn, mine, &candidates);
+        const __half2 bound = twice(rank_key(floor.rank));
         const auto list = [&](const uint4& eight, int i) {
-#pragma unroll
-            for (int k = 0; k < 8; ++k) {
-                if (key_rank(key_of(eight, k)) >= floor.rank) {
-                    octet_list[place++] = (first + i) * 8 + k;
-                }
+            for (uint32_t hit = hits(eight, bound); hit; hit &= hit - 1) {
+                octet_list[place++] = (first + i) * 8 + __ffs(hit) - 1;
             }
         };
         if (mine) {
@@ -188,7 +189,7 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
     };
     const int reached = block_sum(scratch.block, turn, count(floor.rank));
     const Threshold found = search(scratch.block, turn, p.budget, p.budget, floor.rank, reached, count);
-    const uint32_t last = rank_key(found.rank);
+    const __half2 at = twice(rank_key(found.rank)), over = twice(rank_key(found.rank + 1));
     const bool ties = found.reached > p.budget;
     const int above = ties ? count(found.rank + 1) : 0, tied = ties ? count(found.rank) - above : 0;
     int tie_place = 0, spare = 0;
@@ -203,15 +204,14 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
         if (tied) {
             int place = tie_place;
             each([&](const uint4& eight, int i) {
-#pragma unroll
-                for (int k = 0; k < kOctet; ++k) {
-                    if (key_of(eight, k) == last) {
-                        const int token = octet_of(i) * kOctet + k;
-                        scratch.tie[place] = token;
-                        scratch.tie_score[place++] = rescore(token);
-                    }
+                for (uint32_t hit = hits(eight, at) & ~hits(eight, over); hit; hit &= hit - 1) {
+                    scratch.tie[place++] = octet_of(i) * kOctet + __ffs(hit) - 1;
                 }
             });
+        }
+        __syncthreads();
+        for (int t = threadIdx.x; t < total; t += kSelectThreads) {
+            scratch.tie_score[t] = rescore(scratch.tie[t]);
         }
         __syncthreads();
         for (int t = threadIdx.x; t < total; t += kSelectThreads) {
@@ -232,11 +232,11 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
     int place = block_scan(scratch.block, turn, mine, &total), tie = tie_place;
     if (mine) {
         each([&](const uint4& eight, int i) {
-#pragma unroll
-            for (int k = 0; k < kOctet; ++k) {
-                const uint32_t key = key_of(eight, k);
-                if (ties && key == last ? scratch.tie_taken[tie++] : key_rank(key) >= found.rank) {
-                    chosen[place++] = octet_of(i) * kOctet + k;
+            const uint32_t sure = ties ? hits(eight, over) : 0;
+            for (uint32_t hit = hits(eight, at); hit; hit &= hit - 1) {
+                const bool tie_here = ties && !(sure & hit & -hit);
+                if (!tie_here || scratch.tie_taken[tie++]) {
+                    chosen[place++] = octet_of(i) * kOctet + __ffs(hit) - 1;
                 }
             }
         });

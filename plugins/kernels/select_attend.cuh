@@ -9,7 +9,8 @@
 
 namespace fasa {
 
-// Dynamic shared memory of the second kernel: the chosen tokens stay, the lists and the merge take turns behind them.
+// Dynamic shared memory of the second kernel: the chosen tokens stay, the lists and the merge take turns
+// behind them.
 template <int HEAD_DIM, int GROUP>
 size_t shared_bytes(int budget) {
     const size_t lists = sizeof(SelectScratch) + sizeof(int) * candidate_capacity(budget);
@@ -27,6 +28,7 @@ __global__ void __launch_bounds__(kSelectThreads)
     const int seq = blockIdx.y, set = blockIdx.x;
     const int per_kv_head = sets / p.pool.num_kv_heads;
     const int kv_head = set / per_kv_head;
+    wait_for_previous();
     const int length = p.lengths[seq];
     const bool whole = length <= p.budget;
     if (!whole) {
@@ -36,9 +38,11 @@ __global__ void __launch_bounds__(kSelectThreads)
         select_tokens<T>(scores, p, row, length, rescore, scratch, octet_list, chosen);
     }
     const int group = p.num_q_heads / sets;
-    const int64_t first = (static_cast<int64_t>(seq) * p.num_q_heads + static_cast<int64_t>(set) * group) * HEAD_DIM;
-    attend<T, HEAD_DIM, GROUP>(p, seq, kv_head, group, static_cast<const T*>(p.q) + first, static_cast<T*>(p.out) + first,
-                               whole ? nullptr : chosen, whole ? length : p.budget,
+    const int64_t first =
+        (static_cast<int64_t>(seq) * p.num_q_heads + static_cast<int64_t>(set) * group) * HEAD_DIM;
+    attend<T, HEAD_DIM, GROUP>(p, seq, kv_head, group, static_cast<const T*>(p.q) + first,
+                               static_cast<T*>(p.out) + first, whole ? nullptr : chosen,
+                               whole ? length : p.budget,
                                *reinterpret_cast<AttendScratch<HEAD_DIM, GROUP>*>(rest));
 }
 
@@ -50,8 +54,7 @@ fasa_status launch_attend_of(const fasa_decode_params& p, const Scores& scores, 
         return FASA_LAUNCH_FAILED;
     }
     const int sets = token_sets(p);
-    kernel<<<dim3(sets, p.num_seqs), kSelectThreads, bytes, stream>>>(p, scores, sets);
-    return launched();
+    return launch_overlapped(kernel, dim3(sets, p.num_seqs), kSelectThreads, bytes, stream, p, scores, sets);
 }
 
 template <typename T, int HEAD_DIM>
