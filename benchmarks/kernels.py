@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from benchmarks.common import run_facts, write_result
 
 Q_HEADS, KV_HEADS, HEAD_DIM, TOKENS = 32, 8, 128, 64
+BUDGET, SINK, RECENT = 256, 4, 32
 SHAPES = ((4096, 1), (8192, 16), (32768, 1), (32768, 8), (32768, 32), (131072, 1), (131072, 8))
 LABELS = (("int4", 32), ("int8", 32), ("prefix", 16), ("prefix", 24))
 ROTATE_BYTES = 1 << 30  # of cache that the copies hold together, at least
@@ -97,33 +99,15 @@ def fasa_calls(length: int, batch: int, copies: int, kind: str, n_tip: int) -> l
     q = torch.randn(batch, Q_HEADS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
     lengths = torch.full((batch,), length, device="cuda", dtype=torch.int32)
     width = {"prefix": 0, "int4": n_tip, "int8": 2 * n_tip}[kind]
-    calls = []
+    calls: list[Callable[[], Tensor]] = []
     for _ in range(copies):
         pool = torch.randn(batch * blocks, 1, 2, KV_HEADS, TOKENS, HEAD_DIM, device="cuda", dtype=torch.bfloat16)
         order = torch.randperm(batch * blocks, device="cuda", dtype=torch.int32).view(batch, 1, blocks) * 2
         offsets = torch.cat([order, order + 1], dim=1).contiguous()
         labels = torch.randint(0, 256, (batch * blocks, TOKENS, KV_HEADS, width), device="cuda", dtype=torch.uint8)
         scales = torch.rand(batch * blocks, TOKENS, KV_HEADS, device="cuda").half() + 0.5
-        calls.append(
-            lambda pool=pool, offsets=offsets, labels=labels, scales=scales: decode(  # type: ignore[misc]
-                q,
-                pool,
-                0,
-                offsets,
-                lengths,
-                labels,
-                scales,
-                kind,
-                n_tip,
-                length,
-                256,
-                4,
-                32,
-                HEAD_DIM**-0.5,
-                0.0,
-                "sum",
-            )
-        )
+        cache = (q, pool, 0, offsets, lengths, labels, scales, kind, n_tip, length)
+        calls.append(partial(decode, *cache, BUDGET, SINK, RECENT, HEAD_DIM**-0.5, 0.0, "sum"))
     return calls
 
 
@@ -147,15 +131,15 @@ def rows(shapes: Sequence[tuple[int, int]], labels: Sequence[tuple[str, int]]) -
             calls = fasa_calls(length, batch, copies, kind, n_tip)
             samples = replay_us(calls)
             width = {"prefix": 4 * n_tip, "int8": 2 * n_tip + 2, "int4": n_tip + 2}[kind]
-            moved = batch * KV_HEADS * (length * width + 256 * 4 * HEAD_DIM)
-            row = {
+            moved = batch * KV_HEADS * (length * width + BUDGET * 4 * HEAD_DIM)
+            row: dict[str, Any] = {
                 "context": length,
                 "batch": batch,
                 "dtype": "bfloat16",
                 "labels": {"int4": "4bit", "int8": "8bit"}.get(kind, kind),
                 "n_tip": n_tip,
                 "reduction": "sum",
-                "budget": 256,
+                "budget": BUDGET,
                 "dense_us": statistics.median(dense[fastest]),
                 "dense_kernel": fastest,
                 "fasa_us": statistics.median(samples),

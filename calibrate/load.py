@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,16 +31,16 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model in evaluation mode. Raises FasaError when it is incomplete, does not load or fit."""
     try:
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             checkpoint.path,
-            config=checkpoint.config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
         )
-        missing = sorted(loaded["missing_keys"])
+        model, keys = loaded
+        missing = sorted(keys["missing_keys"])
         if missing:  # transformers would make them up
             raise FasaError(
                 f"{checkpoint.path} lacks {missing[0]}, which its config calls for", hint="download it again"

@@ -19,7 +19,7 @@ from fasa_trt.calibrate.result import Calibration
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from fasa_trt.core.rope import Rotary, layer_type, rotary_of
+from fasa_trt.core.rope import Rotary, rotary_of, window_of
 from fasa_trt.core.spec import RULES, SparseSpec
 
 KS = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -43,12 +43,6 @@ def default_spec(checkpoint: Checkpoint) -> SparseSpec:
     return spec.resolve(head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=spec.budget)
 
 
-def sliding_window(checkpoint: Checkpoint, layer: int) -> int | None:
-    """Keys that a query of the layer sees, itself included; None for all before it."""
-    sliding = layer_type(checkpoint.config, layer) == "sliding_attention"
-    return int(checkpoint.config.sliding_window) if sliding else None
-
-
 def query_positions(length: int, queries: int) -> list[int]:
     """Places of the steps: spread evenly over the last sixteenth of a window, where recall windows ask questions."""
     return np.linspace(length - length // 16, length - 1, queries).round().astype(int).tolist()
@@ -63,7 +57,7 @@ class CalibrationRun:
         self.rotary = rotary_layers(checkpoint)
         self.spec = default_spec(checkpoint)
         length = len(windows[0])
-        self.sliding = {layer: sliding_window(checkpoint, layer) for layer in self.rotary}
+        self.sliding = {layer: window_of(checkpoint.config, layer) for layer in self.rotary}
         self.ks = tuple(k for k in KS if 4 * k <= length)
         self.positions = query_positions(length, queries)
         layers, heads, chunks = checkpoint.num_layers, checkpoint.num_heads, checkpoint.head_dim // 2

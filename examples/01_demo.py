@@ -40,11 +40,12 @@ def main() -> None:
     (ROOT / OUT / "prompt.txt").write_text(document.text + question.prompt, "utf-8", newline="\n")
 
     profile, engine = OUT / "profile.safetensors", OUT / "engine"
-    run("calibrate", "--model", MODEL, "-o", profile, "--report", OUT / "report", "--force")
+    quick = ("--samples", "4", "--length", "4096")  # a third of the default's time, nearly the same choice
+    run("calibrate", "--model", MODEL, "-o", profile, "--report", OUT / "report", "--force", *quick)
     run("build", "--model", MODEL, "--profile", profile, "--budget", "256", "-o", engine, "--force")
     print(
-        f"\nThe prompt: {document.token_count} tokens of Python source with 33 lines like '# note {question.key} = ...' "
-        f"in it, and at its end '{question.prompt}'. The answer is {question.answer}."
+        f"\nThe prompt: {document.token_count} tokens of Python source with 33 lines like "
+        f"'# note {question.key} = ...' in it, and at its end '{question.prompt}'. The answer is {question.answer}."
     )
     answer: list[str | Path] = ["generate", engine, "--prompt-file", OUT / "prompt.txt", "-n", "8", "--stop", "\n"]
     sparse = run(*answer).strip()

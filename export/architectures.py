@@ -7,11 +7,9 @@ tensors; RoPE, head counts, windows and multipliers by its config. See CONTRIBUT
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.rope import layer_type
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,6 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
             f"architecture {model_type!r} is not supported", hint=f"supported: {', '.join(sorted(ARCHITECTURES))}"
         )
     return ARCHITECTURES[model_type]
-
-
-def window_of(config: Any, layer: int) -> int | None:
-    """Tokens that `layer` may look back on, itself included; None for all of them."""
-    return int(config.sliding_window) if layer_type(config, layer) == "sliding_attention" else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weights on their way from the checkpoint into the engine: cast, fused, permuted; never a whole one in memory.
+"""Weights on their way from the checkpoint into the engine: cast, fused, permuted; at most one of them in memory.
 
 Attention does not change when the head dims of q and k are permuted alike. Per KV head, the rows of the query and key
 projections (and their biases and norms) are ordered so that the dominant frequency chunks come first and the two dims
@@ -7,7 +7,7 @@ of a chunk lie side by side. A key's leading dims are then its *label*: all that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -32,7 +32,7 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     return array.astype(dtype, copy=False)
 
 
-class Initializer(ir.LazyTensor):  # type: ignore[misc]
+class Initializer(ir.LazyTensor):
     """A weight that is read, cast and written in small pieces when the graph is saved (see `PIECE_BYTES`)."""
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: str, pieces: Callable[[], Pieces]) -> None:
@@ -46,7 +46,7 @@ class Initializer(ir.LazyTensor):  # type: ignore[misc]
 
     def tofile(self, file: BinaryIO) -> None:
         for piece in self._cast_pieces():
-            data = memoryview(piece.view(np.uint8))
+            data = piece.view(np.uint8).data
             for start in range(0, len(data), PIECE_BYTES):
                 file.write(data[start : start + PIECE_BYTES])
 
@@ -105,17 +105,10 @@ class Weights:
                 hint="the checkpoint is not of its config",
             )
 
-        parts = [tensor.rows(row, row + head_dim) for tensor in stored for row in range(0, tensor.shape[0], head_dim)]
-        group = heads // kv_heads
+        def read() -> Array:
+            return group_qkv([tensor.read() for tensor in stored], heads, kv_heads, head_dim, plan.dims())
 
-        def pieces() -> Pieces:
-            dims = plan.dims()
-            for g in range(kv_heads):
-                for part in (*parts[g * group : (g + 1) * group], parts[heads + g]):
-                    yield part.read() if dims is None else part.read()[dims[g]]
-                yield parts[heads + kv_heads + g].read()
-
-        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), pieces)
+        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), lambda: [read()])
 
     def head_norm(self, plan: LayerPlan, which: str, offset: float) -> tuple[ir.Value, bool] | None:
         """The weight of `q_norm` or `k_norm`, [Hkv, heads per KV head, d] in baked order, and whether the norm spans
@@ -138,3 +131,24 @@ class Weights:
             return full if dims is None else np.take_along_axis(full, dims[:, None, :], axis=2)
 
         return self.lazy(f"{name}.baked", (kv_heads, per_group, head_dim), lambda: [read()], "float32"), spans_heads
+
+
+def group_qkv(
+    arrays: Sequence[Array], heads: int, kv_heads: int, head_dim: int, dims: NDArray[np.int64] | None
+) -> Array:
+    """Rows [q heads, k heads, v heads] of head_dim each, regrouped per KV head as [G queries, key, value].
+
+    arrays: [rows, ...], the three projections or one that holds them all; (heads + 2 kv_heads) * head_dim rows in sum.
+    dims: int64 [kv_heads, head_dim] or None, the source dim of each baked dim of queries and keys.
+    Returns [(heads + 2 kv_heads) * head_dim, ...].
+    """
+    rest = arrays[0].shape[1:]
+    rows = [head for array in arrays for head in array.reshape(-1, head_dim, *rest)]
+    group = heads // kv_heads
+    result = np.empty((kv_heads, group + 2, head_dim, *rest), arrays[0].dtype)
+    for g in range(kv_heads):
+        queries_and_key = [*range(g * group, (g + 1) * group), heads + g]
+        for position, head in enumerate(queries_and_key):
+            result[g, position] = rows[head] if dims is None else rows[head][dims[g]]
+        result[g, group + 1] = rows[heads + kv_heads + g]
+    return result.reshape(-1, *rest)

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from fasa_trt.core.rope import Rotary, rotary_of
+from fasa_trt.core.rope import Rotary, rotary_of, window_of
 from fasa_trt.core.spec import SparseSpec
-from fasa_trt.export.architectures import window_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+# pytest runs in several processes; torch's own threads would wait for each other in all of them.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).parent.parent
 

@@ -99,8 +99,9 @@ def _calibrate(
     checkpoint: Checkpoint, report: Any, text: Path | None, samples: int, length: int, seed: int, greedy: bool
 ) -> Profile:
     from fasa_trt.calibrate.calibrate import calibrate as run
+    from fasa_trt.cli.console import say
 
-    return run(
+    calibration = run(
         checkpoint,
         text=text,
         samples=samples,
@@ -108,7 +109,10 @@ def _calibrate(
         seed=seed,
         greedy=greedy,
         progress=lambda done, total: report("calibrate", done, total),
-    ).profile
+    )
+    for warning in calibration.warnings():
+        say(f"[yellow]warning:[/] {warning}")
+    return calibration.profile
 
 
 def _describe(checkpoint: Checkpoint, profile: Profile | None, config: BuildConfig, json_output: bool) -> None:

@@ -50,7 +50,8 @@ def root(
 
 
 def main() -> None:
-    """Entry point. Exit status 0 done, 1 an error that the user can mend, 2 wrong usage, 3 a bug, 130 interrupted."""
+    """Entry point. Exit status 0 done, 1 an error that the user can mend, 2 wrong usage, 3 a bug, 130 interrupted
+    (click sees to that one, and to closed pipes)."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) != len(sys.argv) - 1
     try:
@@ -59,11 +60,6 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to say to a closed pipe
-        sys.exit(1)
     except Exception as error:
         if debug:
             raise

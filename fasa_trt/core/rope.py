@@ -62,6 +62,11 @@ def layer_type(config: Any, layer: int) -> str:
     return "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
 
 
+def window_of(config: Any, layer: int) -> int | None:
+    """Tokens that `layer` may look back on, itself included; None for all of them."""
+    return int(config.sliding_window) if layer_type(config, layer) == "sliding_attention" else None
+
+
 def rotary_of(config: Any, layer: int, *, max_seq_len: int | None = None) -> Rotary | None:
     """The rotary embedding of `layer` in a transformers `config`; None for a layer without RoPE (NoPE).
 

@@ -11,22 +11,29 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, GPT2Config, GPTJConfig, GPTJForCausalLM
+from transformers import (
+    BertConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPTJConfig,
+    GPTJForCausalLM,
+)
 
 from fasa_trt.calibrate.calibrate import calibrate
 from fasa_trt.calibrate.result import Calibration
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from tests.calibrate.definition import DEVICES
-from tests.models import VARIANTS, make_model
+from tests.calibrate.definition import NEEDS_GPU
+from tests.models import BASE, VARIANTS, make_model
 
-
+SMALL: dict[str, Any] = {"samples": 2, "length": 256, "queries": 4, "device": "cpu"}
 TINY: dict[str, Any] = {"samples": 3, "length": 512, "queries": 6}
 
 
 def run(directory: Path, **options: Any) -> Calibration:
-    return calibrate(open_checkpoint(directory), **{"samples": 2, "length": 256, "queries": 4, **options})
+    return calibrate(open_checkpoint(directory), **{**SMALL, **options})
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +102,11 @@ def test_the_sample_model_has_chunks_of_its_own(tiny: Calibration, tiny_dir: Pat
     assert found["spread"] > single, "24 chunks find more than the best one"
 
 
-def test_greedy_sets_find_more_than_chunks_ranked_by_themselves(tiny_dir: Path) -> None:
+def test_greedy_order_of_the_sample_model(tiny_dir: Path) -> None:
     result = run(tiny_dir, samples=1, length=512, queries=2, greedy=True)
     assert result.profile.greedy is not None
     assert (np.sort(result.profile.greedy) == np.arange(64)).all()
-    found = {rule: float(result.found(rule).mean()) for rule in result.held_out}
-    assert found["greedy"] > found["spread"] > found["agreement"], "on the text that they were chosen on"
+    assert result.found("greedy").min() > 128 / 512 + 0.2
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -122,8 +128,10 @@ def test_every_architecture(variant: str, tmp_path: Path, tiny_dir: Path) -> Non
     assert (len(result.rotary) < checkpoint.num_layers) == (variant == "smollm3")
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [("cpu", "bfloat16"), *(pytest.param("cuda", dtype, marks=NEEDS_GPU) for dtype in ("float32", "auto"))],
+)
 def test_devices_and_dtypes_agree(tiny: Calibration, tiny_dir: Path, device: str, dtype: str) -> None:
     result = run(tiny_dir, **TINY, device=device, dtype=dtype)
     assert result.profile.info["device"] == device
@@ -230,3 +238,14 @@ def test_config_of_another_shape(random_model: Path) -> None:
     config.write_text(config.read_text().replace('"num_hidden_layers": 3', '"num_hidden_layers": 4'))
     with pytest.raises(FasaError, match=r"lacks model\.layers\.3.* which its config calls for"):
         run(random_model)
+
+
+def test_text_part_of_a_multimodal_model(tmp_path: Path, tiny_dir: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config={**BASE, **VARIANTS["gemma3"][1], "vocab_size": 2048},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+    )
+    Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    result = run(with_tokenizer(tmp_path, tiny_dir))
+    assert sorted(result.rotary) == list(range(7)) and result.profile.spread.min() > 0

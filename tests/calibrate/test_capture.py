@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from fasa_trt.calibrate.capture import capture
-from fasa_trt.calibrate.run import sliding_window
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.rope import rotary_of
+from fasa_trt.core.rope import rotary_of, window_of
 from tests.models import VARIANTS, make_model
 
 Captured = dict[int, tuple[Tensor, Tensor, float]]
@@ -57,7 +56,7 @@ def test_softmax_of_the_captured_is_the_attention(variant: Path) -> None:
         softcap = checkpoint.config.attn_logit_softcapping if checkpoint.config.model_type == "gemma2" else None
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
-        hidden = (behind < 0) | (behind >= (sliding_window(checkpoint, layer) or length))
+        hidden = (behind < 0) | (behind >= (window_of(checkpoint.config, layer) or length))
         weights = logits.masked_fill(hidden, -torch.inf).softmax(-1)
         torch.testing.assert_close(weights, output.attentions[layer], atol=1e-5, rtol=1e-4)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def true_tops(steps: DecodeSteps, kv_head: int) -> list[NDArray[np.int64]]:
     [{}, {"interleaved": True}, {"interleaved": True, "rotary_dim": 8}, {"rotary_dim": 12}, {"window": 50}],
     ids=str,
 )
-def test_brute_force(options: dict[str, int], device: str) -> None:
+def test_brute_force(options: dict[str, Any], device: str) -> None:
     steps = random_steps(device=device, seed=int(np.random.default_rng().integers(2**31)), **options)
     agreement, spread = measure(steps, KS)
     wanted, wanted_spread = brute_force(steps, [[[chunk] for chunk in range(DIM // 2)]] * KV_HEADS)

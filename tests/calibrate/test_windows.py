@@ -32,7 +32,7 @@ def test_every_second_window_of_the_bundled_text_recalls(
 
 def test_recall_windows_ask_where_queries_are_measured(encode: Encode, tiny_tokenizer: PreTrainedTokenizerBase) -> None:
     window = recall_window(encode, 8192, seed=1)
-    text = tiny_tokenizer.decode(window)
+    text = str(tiny_tokenizer.decode(window))
     notes = dict(re.findall(r"^# note ([a-z]+) = (\d{5})$", text, re.M))
     questions = dict(re.findall(r"^# recall ([a-z]+) = (\d{5})$", text, re.M))
     assert len(questions) == 33 and 30 <= len(notes) <= 33
@@ -56,7 +56,7 @@ def test_own_text_is_used_as_it_is(encode: Encode, tiny_tokenizer: PreTrainedTok
     own = 0
     for window in windows:
         assert window.shape == (300,) and window[:2].tolist() == [0, 7]
-        text = tiny_tokenizer.decode(window[2:])
+        text = str(tiny_tokenizer.decode(window[2:]))
         assert text in "a line of my own\n" * 400
         own += len(text)
     assert own > 0.9 * len(file.read_text()) - 300

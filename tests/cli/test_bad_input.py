@@ -178,7 +178,8 @@ def test_full_disk(model: Path, profile: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="POSIX")
 def test_killed_build_leaves_nothing_half_made(cli: Cli, model: Path, profile: Path, tmp_path: Path) -> None:
     script = (
-        "import time, fasa_trt.export.engine as e; e.engine_config = lambda *a: (print('half', flush=True), time.sleep(60));"
+        "import time, fasa_trt.export.engine as e\n"
+        "e.engine_config = lambda *a: (print('half', flush=True), time.sleep(60))\n"
         "from fasa_trt.cli.main import main; main()"
     )
     arguments = ["build", "-m", model, "--profile", profile, "-o", tmp_path / "engine", "--target", "onnxruntime"]
@@ -203,7 +204,7 @@ def test_interrupted_build_cleans_up(model: Path, profile: Path, tmp_path: Path)
     arguments = ["build", "-m", model, "--profile", profile, "-o", tmp_path / "engine"]
     done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 130
-    assert "error: interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 

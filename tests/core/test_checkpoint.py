@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from fasa_trt.core.checkpoint import DOWNLOAD_PATTERNS, TOKENIZER_FILES, Checkpoint, open_checkpoint
 from fasa_trt.core.errors import FasaError
@@ -127,6 +127,24 @@ def test_dtype_is_that_of_most_bytes(stored: str, name: str, model: Path) -> Non
     assert open_checkpoint(model).dtype == name
 
 
+def test_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
+    """Both layouts that transformers has written, named as in a text-only checkpoint."""
+    CONFIG_MAPPING["gemma3"](text_config={"num_hidden_layers": 3}).save_pretrained(tmp_path)
+    stored = {
+        "model.language_model.norm.weight": "model.norm.weight",
+        "language_model.model.layers.0.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight",
+        "language_model.lm_head.weight": "lm_head.weight",
+        "model.vision_tower.norm.weight": "model.vision_tower.norm.weight",
+        "lm_head.weight.of.nothing": "lm_head.weight.of.nothing",
+    }
+    save_file({name: np.full(2, i, np.float32) for i, name in enumerate(stored)}, tmp_path / WEIGHTS)
+    checkpoint = open_checkpoint(tmp_path)
+    assert (checkpoint.config.model_type, checkpoint.num_layers) == ("gemma3_text", 3)
+    assert {name: int(tensor.read()[0]) for name, tensor in checkpoint.tensors.items()} == {
+        plain: i for i, plain in enumerate(stored.values())
+    }
+
+
 # --- where is the model? ---
 
 
@@ -144,8 +162,10 @@ def test_what_cannot_be_a_hub_id_is_never_asked_for(name: str, monkeypatch: pyte
         refused(name, "no config.json")
 
 
-def test_a_file_is_not_a_model(model: Path) -> None:
+def test_a_file_is_not_a_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(model / WEIGHTS, "no such model", "is not a directory")
+    monkeypatch.chdir(model.parent)
+    refused(f"model/{WEIGHTS}", "no such model", "is not a directory")
 
 
 def test_hub_id_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -286,6 +306,17 @@ ATTENTION = "model.layers.2.self_attn."
 @pytest.mark.parametrize("name", [f"{ATTENTION}q_proj.weight", f"{ATTENTION}k_proj.weight"])
 def test_fingerprint_sees_query_and_key_weights(name: str, model: Path, original: Path) -> None:
     edit_weights(model, bump(name))
+    assert fingerprint(model) != fingerprint(original)
+
+
+def test_fingerprint_sees_shapes(model: Path, original: Path) -> None:
+    """The same bytes, laid out otherwise."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        name = f"{ATTENTION}q_proj.weight"
+        tensors[name] = tensors[name].reshape(tensors[name].shape[::-1])
+
+    edit_weights(model, change)
     assert fingerprint(model) != fingerprint(original)
 
 

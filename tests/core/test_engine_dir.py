@@ -87,12 +87,26 @@ def test_facts_may_be_added_while_building(tmp_path: Path) -> None:
 
 
 def test_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It means where the build began."""
     monkeypatch.chdir(tmp_path)
-    build(Path("engine"))
-    assert model_of(Path("engine")) == b"model"
+    with write_engine(Path("engine"), force=False, facts={}) as directory:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir("elsewhere")
+        fill(directory)
+    monkeypatch.chdir(tmp_path)
+    assert open_engine("engine").model_file.read_bytes() == b"model"
+    assert names(tmp_path) == ["elsewhere", "engine"]
 
 
 # --- replacing ---
+
+
+def test_refused_before_the_work_begins(engine: Path) -> None:
+    with (
+        pytest.raises(FasaError, match="exists already"),
+        write_engine(engine, force=False, facts={}),
+    ):
+        pytest.fail("the build ran")
 
 
 def test_existing_engine_is_kept_without_force(engine: Path) -> None:
@@ -107,6 +121,16 @@ def test_force_replaces_an_engine(engine: Path) -> None:
     build(engine, force=True, model=b"other")
     assert model_of(engine) == b"other"
     assert names(engine) == ["config.json", "manifest.json", "model.onnx"]
+    assert names(engine.parent) == ["engine"]
+
+
+def test_remains_of_an_earlier_replacement_are_swept(engine: Path) -> None:
+    """Of a build that was killed after the new engine had taken its place."""
+    old = engine.with_name(".engine.old")
+    old.mkdir()
+    (old / "model.onnx").write_bytes(b"older")
+    build(engine, force=True, model=b"other")
+    assert model_of(engine) == b"other"
     assert names(engine.parent) == ["engine"]
 
 
@@ -363,7 +387,8 @@ def test_truncated_file(verify: bool, engine: Path) -> None:
 
 def test_same_size_other_bytes(engine: Path) -> None:
     (engine / "model.onnx").write_bytes(b"modem")
-    refused(engine, "model.onnx is not the file that was built", "it was changed")
+    with pytest.raises(FasaError, match=r"model\.onnx is not the file that was built .*it was changed"):
+        open_engine(engine)
     assert open_engine(engine, verify=False).path == engine
 
 

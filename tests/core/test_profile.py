@@ -55,6 +55,13 @@ def test_round_trip(greedy: bool, tmp_path: Path) -> None:
     assert (loaded.num_layers, loaded.num_chunks) == (LAYERS, CHUNKS)
 
 
+def test_smallest_profile(tmp_path: Path) -> None:
+    one = np.zeros((1, 1, 1), np.float32)
+    profile = Profile(agreement=one[None], spread=one, ks=(1,), num_kv_heads=1, fingerprint="f")
+    profile.save(tmp_path / "p")
+    assert Profile.load(tmp_path / "p").ranking("agreement", budget=1).tolist() == [[[0]]]
+
+
 def test_saves_arrays_that_are_not_contiguous(tmp_path: Path) -> None:
     profile = make()
     turned = np.asfortranarray(profile.spread)
@@ -220,8 +227,15 @@ def test_facts_are_garbage(metadata: str, file: Path) -> None:
         ({}, {"spread": np.zeros((LAYERS, HEADS, CHUNKS + 1), np.float32)}),
         ({}, {"spread": np.zeros((LAYERS, HEADS * CHUNKS), np.float32)}),
         ({}, {"spread": np.zeros((LAYERS, 0, CHUNKS), np.float32)}),
+        (
+            {},
+            {
+                "spread": np.zeros((LAYERS, 0, CHUNKS), np.float32),
+                "agreement": np.zeros((len(KS), LAYERS, 0, CHUNKS), np.float32),
+            },
+        ),
         ({}, {"agreement": np.zeros((LAYERS, HEADS, CHUNKS), np.float32)}),
-        ({}, {"greedy": np.zeros((LAYERS, HEADS, CHUNKS), np.int32)}),
+        ({}, {"greedy": np.tile(np.arange(CHUNKS, dtype=np.int32), (LAYERS, HEADS, 1))}),
         ({}, {"greedy": np.zeros((LAYERS, KV_HEADS, CHUNKS), np.int32)}),
         ({}, {"greedy": np.tile(np.arange(1, CHUNKS + 1, dtype=np.int32), (LAYERS, KV_HEADS, 1))}),
     ],

@@ -25,6 +25,17 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear": ("llama", {"rope_parameters": LINEAR}),
     "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC}),
     "llama-theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+    "gemma3-scaled": (
+        "gemma3_text",
+        {
+            "sliding_window": 24,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+            },
+        },
+    ),
     "cohere": ("cohere", {}),
     "cohere2": ("cohere2", {"sliding_window": 24}),
     "helium": ("helium", {}),

@@ -33,6 +33,12 @@ def test_impossible(fields: dict[str, Any], message: str) -> None:
         SparseSpec(**fields)
 
 
+def test_defaults() -> None:
+    spec = SparseSpec()
+    assert (spec.budget, spec.sink, spec.recent, spec.n_tip, spec.dense_layers) == (256, 4, 32, None, ())
+    assert (spec.reduction, spec.rule) == ("sum", "spread")
+
+
 def test_forced_tokens_may_fill_the_budget() -> None:
     assert SparseSpec(budget=36).budget == 36
     assert SparseSpec(budget=1, sink=0, recent=1).recent == 1

@@ -46,6 +46,12 @@ def test_every_layer_is_sparse(llama: Checkpoint) -> None:
         np.testing.assert_array_equal(plan.order, profile.ranking("spread", budget=40)[plan.index])
 
 
+def test_one_dominant_chunk_is_enough(llama: Checkpoint) -> None:
+    layers = plans(llama, SparseSpec(budget=40, n_tip=1))
+    assert sparse_layers(layers) == [0, 1, 2]
+    assert layers[0].label_dims == 2
+
+
 @pytest.mark.parametrize("rule", ["spread", "agreement", "greedy"])
 def test_order_follows_the_rule(rule: Any, llama: Checkpoint) -> None:
     rng = np.random.default_rng(5)

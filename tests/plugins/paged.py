@@ -63,7 +63,9 @@ class Case:
         group = heads // kv_heads
         per_head = self.spec.reduction == "per_head"
         kv_head = head_set // group if per_head else head_set
-        mine = self.q[seq, head_set : head_set + 1] if per_head else self.q[seq, kv_head * group : (kv_head + 1) * group]
+        mine = (
+            self.q[seq, head_set : head_set + 1] if per_head else self.q[seq, kv_head * group : (kv_head + 1) * group]
+        )
         query = torch.zeros(2 * self.n_tip, device=self.q.device)
         for row in mine.float():
             query += row[: 2 * self.n_tip]

@@ -201,6 +201,11 @@ def test_without_a_seed_draws_differ() -> None:
 # --- refused ---
 
 
+def test_limits_are_allowed() -> None:
+    sampling = Sampling(temperature=0.0, top_k=0, top_p=1.0, min_p=1.0, seed=0)
+    assert len(sampling.generators(2)) == 2
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_not_numbers(temperature: float, value: float) -> None:

@@ -45,7 +45,7 @@ def brute(layers: list[dict[str, Any]], lengths: list[int], sparse: bool) -> tup
 
 @pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("lengths", [[1], [40], [41], [500], [3, 40, 41, 77, 500]])
-@pytest.mark.parametrize("layers", [LAYERS, LAYERS[:1], LAYERS[1:3]])
+@pytest.mark.parametrize("layers", [LAYERS, LAYERS[:1], LAYERS[1:3], [{"n_tip": 1, "window": None}]])
 def test_counted_one_by_one(layers: list[dict[str, Any]], lengths: list[int], sparse: bool) -> None:
     assert kv_elements_read(engine(layers), np.array(lengths), sparse=sparse) == brute(layers, lengths, sparse)
 
