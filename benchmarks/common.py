@@ -88,6 +88,7 @@ def random_profile(checkpoint: Checkpoint, seed: int) -> Profile:
 def main(script: Callable[..., None]) -> None:
     """Runs a script's command line. Exit status 0 done, 1 an error or a missed target, 130 interrupted."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own would tear into ours
     app = typer.Typer(rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False)
     app.command()(script)
     try:

@@ -163,12 +163,14 @@ def rows(shapes: Sequence[tuple[int, int]], labels: Sequence[tuple[str, int]]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="JSON file for the result")
+    parser.add_argument("--commit", help="of the kernels, where this is not a git checkout")
     parser.add_argument("--quick", action="store_true", help="two shapes only")
     arguments = parser.parse_args()
     shapes = ((32768, 8), (131072, 1)) if arguments.quick else SHAPES
     result = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows(shapes, LABELS)}
     if arguments.output:
-        write_result(arguments.output, {**run_facts(), **result})
+        facts = run_facts()
+        write_result(arguments.output, {**facts, "commit": arguments.commit or facts["commit"], **result})
 
 
 if __name__ == "__main__":

@@ -8,57 +8,41 @@ namespace fasa {
 constexpr int kSelectThreads = 512;
 constexpr int kSelectWarps = kSelectThreads / kWarp;
 
-// Shared scratch of the functions below. Two turns, so that one barrier a call is enough.
+// Shared scratch of the functions below, a value for each warp. Two turns, so that one barrier a call is
+// enough.
 struct BlockScratch {
-    __align__(16) int sums[2][kSelectWarps];
-    __align__(16) int pairs[2][kSelectWarps];
+    int sums[2][kSelectWarps];
+    unsigned pairs[2][kSelectWarps];
 };
-
-// The sum of 16 integers in shared memory, as four wide reads.
-__device__ inline int sum_of(const int (&values)[kSelectWarps]) {
-    static_assert(kSelectWarps == 16);
-    const int4* wide = reinterpret_cast<const int4*>(values);
-    int total = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        const int4 four = wide[i];
-        total += four.x + four.y + four.z + four.w;
-    }
-    return total;
-}
 
 // The sum of `mine` over the block, on every thread. `turn` alternates between calls.
 __device__ inline int block_sum(BlockScratch& scratch, int& turn, int mine) {
+    const int lane = threadIdx.x % kWarp;
     const int sum = __reduce_add_sync(0xffffffff, mine);
-    if (threadIdx.x % kWarp == 0) {
+    if (lane == 0) {
         scratch.sums[turn][threadIdx.x / kWarp] = sum;
     }
     __syncthreads();
-    const int total = sum_of(scratch.sums[turn]);
+    const int total = __reduce_add_sync(0xffffffff, lane < kSelectWarps ? scratch.sums[turn][lane] : 0);
     turn ^= 1;
     return total;
 }
 
-// Three sums for one barrier.
+// Three sums for one barrier. A warp's y and z stay below 2^16: 32 threads of at most 2047.
 __device__ inline int3 block_sum(BlockScratch& scratch, int& turn, int3 mine) {
-    // A block's total of keys can pass 16 bits, a warp's cannot: 32 threads of at most 2047.
+    const int lane = threadIdx.x % kWarp;
     const int x = __reduce_add_sync(0xffffffff, mine.x);
     const unsigned yz = __reduce_add_sync(0xffffffff, static_cast<unsigned>(mine.y | mine.z << 16));
-    if (threadIdx.x % kWarp == 0) {
+    if (lane == 0) {
         scratch.sums[turn][threadIdx.x / kWarp] = x;
-        scratch.pairs[turn][threadIdx.x / kWarp] = static_cast<int>(yz);
+        scratch.pairs[turn][threadIdx.x / kWarp] = yz;
     }
     __syncthreads();
-    int3 total{sum_of(scratch.sums[turn]), 0, 0};
-    const int4* wide = reinterpret_cast<const int4*>(scratch.pairs[turn]);
-#pragma unroll
-    for (int i = 0; i < kSelectWarps / 4; ++i) {
-        const int4 four = wide[i];
-        for (const int pair : {four.x, four.y, four.z, four.w}) {
-            total.y += pair & 0xffff;
-            total.z += static_cast<int>(static_cast<unsigned>(pair) >> 16);
-        }
-    }
+    const bool mine_to_add = lane < kSelectWarps;
+    const unsigned pair = mine_to_add ? scratch.pairs[turn][lane] : 0;
+    const int3 total{__reduce_add_sync(0xffffffff, mine_to_add ? scratch.sums[turn][lane] : 0),
+                     static_cast<int>(__reduce_add_sync(0xffffffff, pair & 0xffff)),
+                     static_cast<int>(__reduce_add_sync(0xffffffff, pair >> 16))};
     turn ^= 1;
     return total;
 }
@@ -76,14 +60,9 @@ __device__ inline int block_scan(BlockScratch& scratch, int& turn, int mine, int
         scratch.sums[turn][warp] = inclusive;
     }
     __syncthreads();
-    int before = 0;
-#pragma unroll
-    for (int w = 0; w < kSelectWarps; w += 4) {
-        const int4 four = *reinterpret_cast<const int4*>(&scratch.sums[turn][w]);
-        before += (w < warp ? four.x : 0) + (w + 1 < warp ? four.y : 0) + (w + 2 < warp ? four.z : 0) +
-                  (w + 3 < warp ? four.w : 0);
-    }
-    *total = sum_of(scratch.sums[turn]);
+    const int sum = lane < kSelectWarps ? scratch.sums[turn][lane] : 0;
+    const int before = __reduce_add_sync(0xffffffff, lane < warp ? sum : 0);
+    *total = __reduce_add_sync(0xffffffff, sum);
     turn ^= 1;
     return before + inclusive - mine;
 }

@@ -29,20 +29,36 @@ __device__ inline int label_dot(const uint32_t (&label)[WORDS], const QuantisedQ
     return sum;
 }
 
+// Reads of what is used once. Volatile, so that the compiler leaves all of a batch in flight before the first
+// use.
+__device__ inline uint4 load_16(const void* source) {
+    uint4 x;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "l"(source));
+    return x;
+}
+
+__device__ inline uint2 load_8(const void* source) {
+    uint2 x;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(source));
+    return x;
+}
+
 // Reads 4 * WORDS bytes that start at a multiple of 8 (16 where WORDS allows).
 template <int WORDS>
-__device__ inline void load_label(uint32_t (&label)[WORDS], const void* source) {
+__device__ inline void load_label(uint32_t (&label)[WORDS], const char* source) {
     if constexpr (WORDS % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < WORDS / 4; ++i) {
-            const uint4 part = __ldg(static_cast<const uint4*>(source) + i);
-            label[4 * i] = part.x, label[4 * i + 1] = part.y, label[4 * i + 2] = part.z,
-                      label[4 * i + 3] = part.w;
+            const uint4 part = load_16(source + 16 * i);
+            label[4 * i] = part.x, label[4 * i + 1] = part.y;
+            label[4 * i + 2] = part.z, label[4 * i + 3] = part.w;
         }
     } else {
 #pragma unroll
         for (int i = 0; i < WORDS / 2; ++i) {
-            const uint2 part = __ldg(static_cast<const uint2*>(source) + i);
+            const uint2 part = load_8(source + 8 * i);
             label[2 * i] = part.x, label[2 * i + 1] = part.y;
         }
     }

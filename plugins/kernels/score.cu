@@ -23,7 +23,7 @@ fasa_status launch_score_of(const fasa_decode_params& p, const Scores& scores, c
     // repeat.
     const int blocks = 2 * multiprocessors();
     if (p.labels.kind == FASA_LABELS_PREFIX) {
-        const dim3 grid(std::max(1, 4 * blocks / (p.num_seqs * sets)), sets, p.num_seqs);
+        const dim3 grid(std::max(1, 3 * blocks / 2 / (p.num_seqs * sets)), sets, p.num_seqs);
         if (n_tip <= 8) {
             score_prefix<T, 2><<<grid, kScoreThreads, 0, stream>>>(p, scores, sets);
         } else if (n_tip <= 16) {

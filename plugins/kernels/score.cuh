@@ -143,26 +143,49 @@ __global__ void __launch_bounds__(kScoreThreads)
     const int octets = (length + kOctet - 1) / kOctet;
     const int begin = static_cast<int64_t>(octets) * blockIdx.x / gridDim.x;
     const int end = static_cast<int64_t>(octets) * (blockIdx.x + 1) / gridDim.x;
+    // Half an octet is in flight while the other half is scored, as above. Teams beyond the end repeat the
+    // last octet.
+    constexpr int kHalf = kOctet / 2;
+    uint4 part[2][kHalf];
+    const auto row_of = [&](int octet) {
+        return pool_row<T>(p.pool, seq, 0, min(octet, end - 1) * kOctet, kv_head) +
+               (lane < used ? lane : 0) * 8;
+    };
+    const auto load = [&](int half, const T* k) {
+#pragma unroll
+        for (int i = 0; i < kHalf; ++i) {
+            part[half][i] = load_16(k + static_cast<int64_t>(half * kHalf + i) * p.pool.head_dim);
+        }
+    };
+    if (begin >= end) {
+        return;
+    }
+    const T* at = row_of(begin + threadIdx.x / LANES);
+    load(0, at);
     for (int first = begin; first < end; first += kTeams) {
         const int octet = first + threadIdx.x / LANES;
         const bool real = octet < end;
+        const T* next_at = row_of(octet + kTeams);
         float score[kOctet] = {};
-        if (real && lane < used) {
-            const T* k = pool_row<T>(p.pool, seq, 0, octet * kOctet, kv_head) + lane * 8;
-            uint4 part[kOctet];
 #pragma unroll
-            for (int i = 0; i < kOctet; ++i) {
-                part[i] =
-                    __ldg(reinterpret_cast<const uint4*>(k + static_cast<int64_t>(i) * p.pool.head_dim));
-            }
+        for (int half = 0; half < 2; ++half) {
+            load(1 - half, half == 0 ? at : next_at);
 #pragma unroll
-            for (int i = 0; i < kOctet; ++i) {
-                const auto* pair = reinterpret_cast<const typename Vec2<T>::type*>(&part[i]);
+            for (int i = 0; i < kHalf; ++i) {
+                const auto* pair = reinterpret_cast<const typename Vec2<T>::type*>(&part[half][i]);
+                float& sum = score[half * kHalf + i];
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     const float2 value = to_float2(pair[j]);
-                    score[i] = fmaf(value.x, mine[2 * j], fmaf(value.y, mine[2 * j + 1], score[i]));
+                    sum = fmaf(value.x, mine[2 * j], fmaf(value.y, mine[2 * j + 1], sum));
                 }
+            }
+        }
+        at = next_at;
+        if (lane >= used) {  // nothing of its own; what it read may be infinite
+#pragma unroll
+            for (int i = 0; i < kOctet; ++i) {
+                score[i] = 0.f;
             }
         }
         // Every lane gets all sums; each then makes the keys of its share of the octet.
@@ -174,13 +197,16 @@ __global__ void __launch_bounds__(kScoreThreads)
             }
         }
         constexpr int kShare = LANES < kOctet ? kOctet / LANES : 1;
-        uint32_t key[kShare], largest = kHidden;
+        float own[kShare] = {};
 #pragma unroll
         for (int i = 0; i < kOctet; ++i) {
-            if (i / kShare == lane) {
-                key[i % kShare] = token_key(p, octet * kOctet + i, length, score[i]);
-                largest = larger_key(largest, key[i % kShare]);
-            }
+            own[i % kShare] = i / kShare == lane ? score[i] : own[i % kShare];
+        }
+        uint32_t key[kShare], largest = kHidden;
+#pragma unroll
+        for (int i = 0; i < kShare; ++i) {
+            key[i] = token_key(p, octet * kOctet + lane * kShare + i, length, own[i]);
+            largest = lane * kShare < kOctet ? larger_key(largest, key[i]) : kHidden;
         }
 #pragma unroll
         for (int step = LANES / 2; step; step /= 2) {

@@ -133,7 +133,8 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
             }
             return total_of(n);
         };
-        floor = search(scratch.block, turn, p.budget, capacity, kAllRanks, octets, count);
+        const int enough = max(kSelectThreads, 2 * p.budget);  // one octet a thread, if that is soon found
+        floor = search(scratch.block, turn, p.budget, enough, kAllRanks, octets, count);
         if (floor.reached > capacity) {
             select_slowly(scores, p, row, length, rescore, scratch, turn, chosen);
             return;

@@ -129,7 +129,8 @@ def test_dtype_is_that_of_most_bytes(stored: str, name: str, model: Path) -> Non
 
 def test_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
     """Both layouts that transformers has written, named as in a text-only checkpoint."""
-    CONFIG_MAPPING["gemma3"](text_config={"num_hidden_layers": 3}).save_pretrained(tmp_path)
+    config: Any = CONFIG_MAPPING["gemma3"]
+    config(text_config={"num_hidden_layers": 3}).save_pretrained(tmp_path)
     stored = {
         "model.language_model.norm.weight": "model.norm.weight",
         "language_model.model.layers.0.mlp.up_proj.weight": "model.layers.0.mlp.up_proj.weight",
