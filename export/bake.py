@@ -8,6 +8,7 @@ of a chunk lie side by side. A key's leading dims are then its *label*: all that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -105,10 +106,18 @@ class Weights:
                 hint="the checkpoint is not of its config",
             )
 
-        def read() -> Array:
-            return group_qkv([tensor.read() for tensor in stored], heads, kv_heads, head_dim, plan.dims())
+        bounds = [0, heads * head_dim, (heads + kv_heads) * head_dim, rows]
+        queries, keys, values = [stored[0].rows(*span) for span in pairwise(bounds)] if fused else stored
+        group = heads // kv_heads
 
-        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), lambda: [read()])
+        def pieces() -> Pieces:  # a KV head at a time: little memory, used again and again
+            dims = plan.dims()
+            for g in range(kv_heads):
+                parts = ((queries, group * head_dim), (keys, head_dim), (values, head_dim))
+                arrays = [part.rows(g * height, (g + 1) * height).read() for part, height in parts]
+                yield group_qkv(arrays, group, 1, head_dim, None if dims is None else dims[g : g + 1])
+
+        return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), pieces)
 
     def head_norm(self, plan: LayerPlan, which: str, offset: float) -> tuple[ir.Value, bool] | None:
         """The weight of `q_norm` or `k_norm`, [Hkv, heads per KV head, d] in baked order, and whether the norm spans

@@ -90,7 +90,16 @@ def build(
 
         print_json({"engine": str(engine.path), "config": config.to_json()})
     else:
-        say(f"[green]built[/] {engine.path}: budget {config.budget}, n_tip {config.n_tip}, {config.dtype}")
+        layers = engine.fasa["layers"]
+        sparse = sum(layer["n_tip"] > 0 for layer in layers)
+        say(
+            f"[green]built[/] {engine.path}: budget {config.budget}, n_tip {config.n_tip}, {config.dtype}, "
+            f"{sparse} of {len(layers)} layers sparse"
+        )
+        if not sparse:
+            say(
+                "[yellow]warning:[/] FASA has nothing to do: every layer is dense, has no RoPE or slides a short window"
+            )
         if config.target == "onnxruntime":
             say(f'try it: fasa-trt generate {output} --prompt "..."')
 

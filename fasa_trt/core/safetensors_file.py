@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ class StoredTensor:
         """The whole tensor. Raises FasaError for a dtype that is not a plain float, and when the file is gone."""
         (whole,) = self.pieces(max(self.nbytes, 1))
         return whole.reshape(self.shape)
+
+    def rows(self, start: int, stop: int) -> StoredTensor:
+        """Indices start to stop of the first axis."""
+        row = self.nbytes // self.shape[0]
+        shape = (stop - start, *self.shape[1:])
+        return replace(self, shape=shape, offset=self.offset + start * row, nbytes=(stop - start) * row)
 
     def pieces(self, size: int = PIECE_BYTES) -> Iterator[NDArray[Any]]:
         """The elements in their order, flat, in pieces of at most `size` bytes, a multiple of 8. All pieces lie in the
