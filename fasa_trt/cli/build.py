@@ -82,7 +82,16 @@ def build(
 
     with progress() as report:
         if measured is None:
-            measured = _calibrate(checkpoint, report, text, samples, length, seed, config.rule == "greedy")
+            measured = _calibrate(
+                checkpoint,
+                report,
+                text=text,
+                samples=samples,
+                length=length,
+                seed=seed,
+                greedy=config.rule == "greedy",
+                trust_remote_code=trust_remote_code,
+            )
         command = "fasa-trt " + " ".join(sys.argv[1:])
         engine = build_engine(checkpoint, measured, config, output, force=force, command=command, report=report)
     if json_output:
@@ -104,21 +113,11 @@ def build(
             say(f'try it: fasa-trt generate {output} --prompt "..."')
 
 
-def _calibrate(
-    checkpoint: Checkpoint, report: Any, text: Path | None, samples: int, length: int, seed: int, greedy: bool
-) -> Profile:
+def _calibrate(checkpoint: Checkpoint, report: Any, **options: Any) -> Profile:
     from fasa_trt.calibrate.calibrate import calibrate as run
     from fasa_trt.cli.console import say
 
-    calibration = run(
-        checkpoint,
-        text=text,
-        samples=samples,
-        length=length,
-        seed=seed,
-        greedy=greedy,
-        progress=lambda done, total: report("calibrate", done, total),
-    )
+    calibration = run(checkpoint, progress=lambda done, total: report("calibrate", done, total), **options)
     for warning in calibration.warnings():
         say(f"[yellow]warning:[/] {warning}")
     return calibration.profile

@@ -95,6 +95,22 @@ def prefill_bytes(backend: OnnxRuntimeBackend, ids: Array) -> int:
     return int(backend.describe()["cache_bytes"])
 
 
+def test_steps_are_sparse_unless_told_otherwise(backend: OnnxRuntimeBackend) -> None:
+    ids, zero = tokens(1, 60), np.zeros(1, np.int64)
+    results = []
+    for options in ({}, {"sparse": True}, {"sparse": False}):
+        prefill(backend, ids[:, :-1])
+        results.append(backend.step(ids[:, -1:], zero + 59, zero, zero[:, None], **options))
+    np.testing.assert_array_equal(results[0], results[1])
+    assert relative(results[0], results[2]) > 1e-3
+
+
+def test_one_token_to_begin_with(backend: OnnxRuntimeBackend) -> None:
+    ids = tokens(2, 3)
+    wanted = prefill(backend, ids)
+    assert relative(prefill(backend, ids, chunk=1), wanted) < 1e-5
+
+
 def test_going_back_overwrites(backend: OnnxRuntimeBackend) -> None:
     """Slots at and after the position are written anew, whatever was there."""
     ids, other = tokens(2, 60), tokens(2, 60, seed=1)
@@ -179,6 +195,13 @@ def test_bfloat16_on_the_cpu(tmp_path: Path) -> None:
     """Refused before the file is looked at."""
     with pytest.raises(FasaError, match=r"no bfloat16 kernels for the CPU \(build with --dtype float32, or use a GPU"):
         OnnxRuntimeBackend(engine(tmp_path, "bfloat16"), provider="cpu")
+
+
+def test_bfloat16_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not refused: only the file is missing here."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(FasaError, match="onnxruntime cannot load"):
+        OnnxRuntimeBackend(engine(tmp_path, "bfloat16"))
 
 
 def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
