@@ -197,6 +197,7 @@ def test_bfloat16_on_the_cpu(tmp_path: Path) -> None:
         OnnxRuntimeBackend(engine(tmp_path, "bfloat16"), provider="cpu")
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_bfloat16_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is not refused: only the file is missing here."""
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
