@@ -1,23 +1,50 @@
-"""Finds nvcc, builds the kernel library for a GPU architecture, caches it and loads it."""
+"""Finds nvcc and FlashInfer, builds the kernel library for a GPU architecture and some head_dims, caches and loads it.
+
+A source whose name ends in a head_dim (`attend_128.cu`) is compiled for that head_dim only. The others are common to
+all; those that mention FASA_HAS_ get `-DFASA_HAS_128=1` and so on for the head_dims of the library, which answers
+FASA_UNSUPPORTED for the rest. Sources that include FlashInfer's headers get its include paths. Those with `hopper` in
+their name are for compute capability 9.0 only, where FASA_HAS_HOPPER is defined.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 from fasa_trt.core.errors import FasaError
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
+HOPPER = "90"
+HEAD_DIMS = (64, 96, 128, 256)
+TOOLKIT = Path("/usr/local/cuda")  # where the toolkit's own installers put or link it
 WINDOWS = sys.platform == "win32"
 SUFFIX = ".dll" if WINDOWS else ".so"
+# Its own libcudacxx comes first: the toolkit's may lack what it needs.
+FLASHINFER_INCLUDES = ("cccl/libcudacxx/include", "include", "cutlass/include")
+FLASHINFER_HEADERS = (
+    "include/flashinfer/attention/prefill.cuh",
+    "include/flashinfer/attention/hopper/prefill_sm90.cuh",
+    "cccl/libcudacxx/include/cuda/std/cstdint",
+    "cutlass/include/cutlass/version.h",
+)
+# CUTLASS calls constexpr host functions on the device; FlashInfer captures structured bindings.
+HOPPER_FLAGS = ("--expt-relaxed-constexpr", "-DNDEBUG", "-diag-suppress", "1444,3357")
+_LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+
+Progress = Callable[[str, int, int], None]
 
 
 def cache_directory() -> Path:
@@ -30,63 +57,242 @@ def cache_directory() -> Path:
 
 
 def find_nvcc() -> Path:
-    """nvcc on PATH, under CUDA_HOME or CUDA_PATH, or in pip's nvidia-cuda-nvcc. Raises FasaError when there is none."""
+    """nvcc on PATH, under CUDA_HOME or CUDA_PATH, in pip's nvidia-cuda-nvcc, or in /usr/local/cuda. Raises FasaError
+    when there is none."""
     found = shutil.which("nvcc")
     if found:
         return Path(found)
     name = "nvcc.exe" if WINDOWS else "nvcc"
     roots = [Path(os.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
     for site in map(Path, sys.path):
-        roots += sorted((site / "nvidia").glob("cu*")) if (site / "nvidia").is_dir() else []
-    for root in roots:
+        for pattern in ("cu[0-9]*", "cuda_nvcc"):  # of the wheels for CUDA 13 and for CUDA 12
+            roots += sorted((site / "nvidia").glob(pattern), reverse=True) if (site / "nvidia").is_dir() else []
+    for root in (*roots, TOOLKIT):
         if (root / "bin" / name).is_file():
             return root / "bin" / name
     raise FasaError(
-        "no CUDA compiler found: nvcc is not on PATH nor under CUDA_HOME",
+        f"no CUDA compiler found: nvcc is not on PATH, under CUDA_HOME nor in {TOOLKIT}",
         hint="install the CUDA toolkit 12.8 or newer, or pip install nvidia-cuda-nvcc",
     )
 
 
-def build(architecture: str, *, force: bool = False) -> Path:
+def find_flashinfer() -> Path:
+    """The folder of FlashInfer's headers: $FLASHINFER_ROOT, or the data of the installed package, which is not
+    imported. Raises FasaError when there is none, or it lacks what the kernels include."""
+    named = os.environ.get("FLASHINFER_ROOT")
+    if named:
+        roots = [Path(named), Path(named) / "data"]
+    else:
+        spec = importlib.util.find_spec("flashinfer")
+        roots = [Path(place) / "data" for place in (spec.submodule_search_locations or [])] if spec else []
+    for root in roots:
+        if all((root / header).is_file() for header in FLASHINFER_HEADERS):
+            return root
+    if named:
+        raise FasaError(
+            f"FLASHINFER_ROOT names {named}, which lacks {' or '.join(FLASHINFER_HEADERS)}",
+            hint="name the `data` folder of the flashinfer-python package",
+        )
+    raise FasaError(
+        "FlashInfer's headers are not installed" if not roots else f"FlashInfer in {roots[0]} lacks its headers",
+        hint="pip install --no-deps flashinfer-python (only its headers are used)",
+    )
+
+
+def path(architecture: str, head_dims: Sequence[int] = HEAD_DIMS) -> Path:
+    """Where `build` leaves the library of the sources as they are, whether or not it is there. Where the compiler or
+    FlashInfer is missing: the newest that was built from these sources, for more head_dims if need be. Raises FasaError
+    when the architecture or a head_dim is unknown."""
+    stem = _stem(architecture, head_dims)
+    try:
+        version = _version(find_nvcc(), find_flashinfer())
+    except FasaError:
+        return _built(architecture, head_dims) or cache_directory() / f"{stem}{SUFFIX}"
+    return cache_directory() / f"{stem}-{version}{SUFFIX}"
+
+
+def _built(architecture: str, head_dims: Sequence[int]) -> Path | None:
+    """The newest library with as few head_dims beside the wanted ones as possible; None where the cache has none."""
+    others = sorted(set(HEAD_DIMS) - set(head_dims))
+    for count in range(len(others) + 1):
+        built: list[Path] = []
+        for more in combinations(others, count):
+            built += cache_directory().glob(f"{_stem(architecture, (*head_dims, *more))}-*{SUFFIX}")
+        if built:
+            return max(built, key=lambda file: file.stat().st_mtime)
+    return None
+
+
+def build(
+    architecture: str,
+    head_dims: Sequence[int] = HEAD_DIMS,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
     """The kernel library for compute capability `architecture` ("90" for 9.0), built unless the cache has it.
 
-    The cache is keyed by the sources' content, so an edited kernel is always rebuilt. Raises FasaError when the
-    architecture is unknown, there is no compiler, or it fails.
+    The library and its objects are cached by the content of what they are compiled from and with, so an edited kernel
+    is always rebuilt and a second set of head_dims reuses what is common. `progress(name, done, total)` is called
+    after each object; `force` compiles everything again. Raises FasaError when the architecture or a head_dim is
+    unknown, the compiler or FlashInfer is missing, or the compiler fails.
     """
-    if architecture not in ARCHITECTURES:
-        raise FasaError(f"unknown GPU architecture {architecture!r}", hint=f"one of {', '.join(ARCHITECTURES)}")
-    sources = sorted(KERNELS.glob("*.cu"))
-    digest = hashlib.sha256()
-    for file in sorted(KERNELS.iterdir()):
-        digest.update(file.name.encode() + file.read_bytes())
-    target = cache_directory() / f"libfasa_kernels-sm{architecture}-{digest.hexdigest()[:16]}{SUFFIX}"
+    target = path(architecture, head_dims)
     if target.is_file() and not force:
         return target
-    nvcc = find_nvcc()
-    work = target.with_name(f".{target.stem}.{os.getpid()}")
+    compiler = _Compiler(find_nvcc(), find_flashinfer(), architecture, head_dims)
+    sources = _sources(architecture, head_dims)
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        flags = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xcompiler", "/MD" if WINDOWS else "-fPIC"]
+        objects = cache_directory() / "objects"
+        objects.mkdir(parents=True, exist_ok=True)
+        made = []
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda file: _run(nvcc, *flags, "-c", file, "-o", work / f"{file.stem}.o"), sources))
-        library = work / f"library{SUFFIX}"
-        _run(nvcc, "-shared", "-cudart", "static", *sorted(work.glob("*.o")), "-o", library)
-        library.replace(target)
+            jobs = {pool.submit(compiler.compile, source, objects, force): source for source in sources}
+            try:
+                for done, job in enumerate(as_completed(jobs), start=1):
+                    made.append(job.result())
+                    if progress:
+                        progress(jobs[job].stem, done, len(jobs))
+            except FasaError:
+                pool.shutdown(cancel_futures=True)
+                raise
+        compiler.link(sorted(made), target)
     except OSError as error:
         raise FasaError(f"cannot write {target.parent}: {error.strerror or error}", hint="set FASA_TRT_CACHE") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return target
 
 
+def load(architecture: str, head_dims: Sequence[int] = HEAD_DIMS) -> ctypes.CDLL:
+    """The library for a GPU and some head_dims, built on first use; where that is not possible, one for more head_dims
+    that the cache has."""
+    return _load(architecture, tuple(sorted(set(head_dims))))
+
+
 @cache
-def load(architecture: str) -> ctypes.CDLL:
-    """The library for a GPU, built on first use."""
-    return ctypes.CDLL(str(build(architecture)))
+def _load(architecture: str, head_dims: tuple[int, ...]) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build(architecture, head_dims)))
 
 
-def _run(*command: str | Path) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
-        raise FasaError(f"nvcc failed: {lines[0] if lines else 'no message'}", hint="CUDA 12.8 or newer is needed")
+class _Compiler:
+    """nvcc with the flags for one library."""
+
+    def __init__(self, nvcc: Path, flashinfer: Path, architecture: str, head_dims: Sequence[int]) -> None:
+        self.nvcc, self.flashinfer, self.architecture = nvcc, flashinfer, architecture
+        self.selection = [f"-DFASA_HAS_{head_dim}=1" for head_dim in sorted(set(head_dims))]
+        self.selection += ["-DFASA_HAS_HOPPER=1"] if architecture == HOPPER else []
+
+    def flags(self, source: Path, content: bytes) -> list[str]:
+        hopper = _is_hopper(source)
+        target = f"{self.architecture}{'a' if hopper else ''}"
+        flags = ["-std=c++17", "-O3", "-gencode", f"arch=compute_{target},code=sm_{target}"]
+        flags += HOPPER_FLAGS if hopper else ()
+        flags += ["-Xcompiler", "/MD,/Zc:preprocessor,/O2" if WINDOWS else "-fPIC,-fvisibility=hidden"]
+        if b"FASA_HAS_" in content:
+            flags += self.selection
+        if b"<flashinfer/" in content:
+            flags += [f"-I{self.flashinfer / path}" for path in FLASHINFER_INCLUDES]
+        return flags
+
+    def compile(self, source: Path, directory: Path, force: bool) -> Path:
+        """The object file of a source, compiled unless the cache has it."""
+        content = _content(source)
+        flags = self.flags(source, content)
+        named = [flag for flag in flags if not flag.startswith("-I")]  # where FlashInfer lies does not matter
+        version = _version(self.nvcc, self.flashinfer if b"<flashinfer/" in content else None)
+        target = directory / f"{source.stem}-{_digest(content, *named, version)}.o"
+        if force or not target.is_file():
+            with tempfile.TemporaryDirectory(dir=directory, prefix=".") as work:
+                made = Path(work) / "made.o"
+                self._run(source.name, *flags, "-c", source, "-o", made)
+                made.replace(target)
+        return target
+
+    def link(self, objects: list[Path], target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as work:
+            made = Path(work) / f"made{SUFFIX}"
+            self._run(target.name, "-shared", "-cudart", "static", *objects, "-o", made)
+            try:
+                made.replace(target)
+            except PermissionError:  # Windows: another process has built it and loaded it
+                if not target.is_file():
+                    raise
+
+    def _run(self, name: str, *arguments: str | Path) -> None:
+        done = subprocess.run([str(self.nvcc), *map(str, arguments)], capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
+            message = f"nvcc failed on {name}: {lines[0] if lines else 'no message'}"
+            raise FasaError(message, hint="CUDA 12.8 or newer is needed")
+
+
+def _stem(architecture: str, head_dims: Sequence[int]) -> str:
+    """The start of a library's name: what it is for, and the content of its sources."""
+    if architecture not in ARCHITECTURES:
+        raise FasaError(f"unknown GPU architecture {architecture!r}", hint=f"one of {', '.join(ARCHITECTURES)}")
+    unknown = [head_dim for head_dim in head_dims if head_dim not in HEAD_DIMS]
+    if unknown or not head_dims:
+        raise FasaError(
+            f"no kernels for head_dim {unknown[0]}" if unknown else "no head_dim to build kernels for",
+            hint=f"one of {', '.join(map(str, HEAD_DIMS))}",
+        )
+    flags = Path(__file__).read_bytes()
+    content = _digest(flags, *(_content(source) for source in _sources(architecture, head_dims)))
+    return f"libfasa_kernels-sm{architecture}-{'.'.join(map(str, sorted(set(head_dims))))}-{content}"
+
+
+def _sources(architecture: str, head_dims: Sequence[int]) -> list[Path]:
+    """The longest to compile first."""
+    files = [file for file in sorted(KERNELS.glob("*.cu")) if _head_dim(file) in (None, *head_dims)]
+    files = [file for file in files if architecture == HOPPER or not _is_hopper(file)]
+    return sorted(files, key=lambda file: not _is_hopper(file))
+
+
+def _is_hopper(source: Path) -> bool:
+    return "hopper" in source.stem
+
+
+def _head_dim(source: Path) -> int | None:
+    """The head_dim that a source is for; None for all."""
+    last = source.stem.rsplit("_", 1)[-1]
+    return int(last) if last.isdigit() else None
+
+
+def _content(source: Path) -> bytes:
+    """A source with all files that it includes from its folder."""
+    seen: dict[str, bytes] = {}
+    names = [source.name]
+    while names:
+        name = names.pop()
+        if name not in seen and (source.parent / name).is_file():
+            seen[name] = (source.parent / name).read_bytes()
+            names += [found.decode() for found in _LOCAL_INCLUDE.findall(seen[name])]
+    return b"".join(name.encode() + b"\0" + seen[name] for name in sorted(seen))
+
+
+def _digest(*parts: bytes | str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]
+
+
+@cache
+def _nvcc_version(nvcc: Path) -> str:
+    try:
+        done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True)
+    except OSError as error:
+        raise FasaError(f"cannot run {nvcc}: {error.strerror or error}") from None
+    return done.stdout
+
+
+@cache
+def _version(nvcc: Path, flashinfer: Path | None) -> str:
+    """Of the compiler and of FlashInfer's headers themselves: a folder that FLASHINFER_ROOT names need not tell its
+    version."""
+    headers = []
+    if flashinfer:
+        headers += sorted((flashinfer / "include" / "flashinfer").glob("*.cuh"))
+        headers += sorted((flashinfer / "include" / "flashinfer" / "attention").rglob("*.cuh"))
+        headers.append(flashinfer / "cutlass" / "include" / "cutlass" / "version.h")
+    return _digest(_nvcc_version(nvcc), *(file.read_bytes() for file in headers))

@@ -3,18 +3,27 @@
 //
 // One warp takes one head of one token. Bytes are few (a row in, a row out); for prefill the rows of a token
 // are contiguous, so loads and stores coalesce.
-#include "common.cuh"
+#include "labels.cuh"
+#include "launch.cuh"
 
 namespace fasa {
 namespace {
 
 constexpr int kAppendThreads = 256;
 
-// Quantises the first 2 * n_tip of a rotated key row (shared memory) and writes codes and scale; one warp.
+// Writes the label of a rotated key row (shared memory); one warp.
 __device__ void write_label(const fasa_labels& labels, const fasa_pool& pool, int seq, int token, int kv_head,
                             const float* key) {
     const int lane = threadIdx.x % kWarp;
     const int dims = 2 * labels.n_tip;
+    const LabelAddress at = label_address(pool, labels, seq, token, kv_head);
+    if (labels.kind == FASA_LABELS_FP8) {
+        for (int d = lane; d < dims; d += kWarp) {
+            reinterpret_cast<__nv_fp8_storage_t*>(at.label)[d] =
+                __nv_cvt_float_to_fp8(key[d], __NV_SATFINITE, __NV_E4M3);
+        }
+        return;
+    }
     const int top = labels.kind == FASA_LABELS_INT4 ? 7 : 127;
     float largest = 0.f;
     for (int d = lane; d < dims; d += kWarp) {
@@ -26,25 +35,18 @@ __device__ void write_label(const fasa_labels& labels, const fasa_pool& pool, in
     // The scale is stored as float16, so the codes are made with the rounded one. It is never 0 nor infinite.
     const __half scale = __float2half_rn(fminf(fmaxf(largest / top, 6.2e-5f), 65504.f));
     const float step = __half2float(scale);
-    const int shift = __ffs(pool.tokens_per_block) - 1;
-    const int64_t block = (block_offset(pool, seq, 0, token >> shift) & 0x7fffffff) / labels.offset_divisor;
-    const int slot = token & (pool.tokens_per_block - 1);
-    char* codes = static_cast<char*>(labels.labels) + block * labels.label_block_stride +
-                  slot * labels.label_token_stride + kv_head * labels.label_head_stride;
     const auto code = [&](int d) { return max(-top, min(top, __float2int_rn(key[d] / step))); };
     if (labels.kind == FASA_LABELS_INT4) {
         for (int b = lane; b < labels.n_tip; b += kWarp) {
-            codes[b] = static_cast<char>((code(2 * b) + 8) | (code(2 * b + 1) + 8) << 4);
+            at.label[b] = static_cast<char>((code(2 * b) + 8) | (code(2 * b + 1) + 8) << 4);
         }
     } else {
         for (int d = lane; d < dims; d += kWarp) {
-            codes[d] = static_cast<char>(code(d));
+            at.label[d] = static_cast<char>(code(d));
         }
     }
     if (lane == 0) {
-        *reinterpret_cast<__half*>(static_cast<char*>(labels.scales) + block * labels.scale_block_stride +
-                                   slot * labels.scale_token_stride + kv_head * labels.scale_head_stride) =
-            scale;
+        *reinterpret_cast<__half*>(at.scale) = scale;
     }
 }
 
@@ -53,6 +55,8 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     __shared__ float rotated[kAppendThreads / kWarp][256];
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int head_dim = p.pool.head_dim;
+    allow_next();
+    wait_for_previous();
     const int heads = p.num_q_heads + 2 * p.pool.num_kv_heads;
     const int64_t item = static_cast<int64_t>(blockIdx.x) * (kAppendThreads / kWarp) + warp;
     if (item >= static_cast<int64_t>(p.num_tokens) * heads) {
@@ -79,11 +83,32 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     T* to = is_query
                 ? static_cast<T*>(p.q_out) + (static_cast<int64_t>(token) * p.num_q_heads + own) * head_dim
                 : pool_row<T>(p.pool, seq, 0, position, kv_head);
+    const auto* norm = static_cast<const T*>(is_query ? p.q_norm : p.k_norm);
+    float inverse = 1.f;  // of the row's root mean square
+    if (norm != nullptr) {
+        norm += static_cast<int64_t>(own) * head_dim;
+        float squares = 0.f;
+        for (int d = lane; d < head_dim; d += kWarp) {
+            const float x = to_float(from[d]);
+            squares = fmaf(x, x, squares);
+        }
+        for (int step = kWarp / 2; step; step /= 2) {
+            squares += __shfl_xor_sync(0xffffffff, squares, step);
+        }
+        inverse = rsqrtf(squares / static_cast<float>(head_dim) + p.norm_eps);
+    }
+    // Transformers rounds after normalising and after the weight; so does this.
+    const auto normed = [&](int d) {
+        const float x = to_float(from[d]);
+        return norm == nullptr
+                   ? x
+                   : to_float(from_float<T>(to_float(from_float<T>(x * inverse)) * to_float(norm[d])));
+    };
     for (int chunk = lane; chunk < head_dim / 2; chunk += kWarp) {
         const int at = kv_head * (head_dim / 2) + chunk;
         float sin, cos;
         sincosf(static_cast<float>(position) * p.inv_freq[at], &sin, &cos);
-        const float x = to_float(from[2 * chunk]), y = to_float(from[2 * chunk + 1]);
+        const float x = normed(2 * chunk), y = normed(2 * chunk + 1);
         const T first = from_float<T>((x * cos - y * sin) * p.rope_scale[at]);
         const T second = from_float<T>((y * cos + x * sin) * p.rope_scale[at]);
         to[2 * chunk] = first, to[2 * chunk + 1] = second;
@@ -95,14 +120,24 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     }
 }
 
+bool valid(const fasa_append_params& p) {
+    const fasa_pool& pool = p.pool;
+    const int tokens = pool.tokens_per_block;
+    const bool labelled = p.labels.kind != FASA_LABELS_PREFIX;
+    return p.num_tokens >= 0 && pool.head_dim >= 2 && pool.head_dim <= 256 && pool.head_dim % 2 == 0 &&
+           pool.num_kv_heads >= 1 && p.num_q_heads >= 1 && p.num_q_heads % pool.num_kv_heads == 0 &&
+           tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 &&
+           (pool.dtype == FASA_FLOAT16 || pool.dtype == FASA_BFLOAT16) &&
+           (!labelled || (p.labels.n_tip >= 1 && 2 * p.labels.n_tip <= pool.head_dim &&
+                          2 * p.labels.n_tip <= kLabelDims && p.labels.offset_divisor >= 1));
+}
+
 }  // namespace
 }  // namespace fasa
 
 extern "C" fasa_status fasa_append(const fasa_append_params* params, void* stream) {
     using namespace fasa;
-    if (params == nullptr || params->num_tokens < 0 || params->pool.head_dim > 256 ||
-        params->pool.head_dim % 2 || params->pool.num_kv_heads < 1 ||
-        params->num_q_heads % params->pool.num_kv_heads) {
+    if (params == nullptr || !valid(*params)) {
         return FASA_BAD_ARGUMENT;
     }
     if (params->num_tokens == 0) {
@@ -114,9 +149,7 @@ extern "C" fasa_status fasa_append(const fasa_append_params* params, void* strea
     const auto blocks = static_cast<unsigned>((items + kPerBlock - 1) / kPerBlock);
     const auto on = static_cast<cudaStream_t>(stream);
     if (params->pool.dtype == FASA_FLOAT16) {
-        append<__half><<<blocks, kAppendThreads, 0, on>>>(*params);
-    } else {
-        append<__nv_bfloat16><<<blocks, kAppendThreads, 0, on>>>(*params);
+        return launch_overlapped(append<__half>, blocks, kAppendThreads, 0, on, *params);
     }
-    return cudaPeekAtLastError() == cudaSuccess ? FASA_OK : FASA_LAUNCH_FAILED;
+    return launch_overlapped(append<__nv_bfloat16>, blocks, kAppendThreads, 0, on, *params);
 }

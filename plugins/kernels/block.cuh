@@ -12,7 +12,6 @@ constexpr int kSelectWarps = kSelectThreads / kWarp;
 // enough.
 struct BlockScratch {
     int sums[2][kSelectWarps];
-    unsigned pairs[2][kSelectWarps];
 };
 
 // The sum of `mine` over the block, on every thread. `turn` alternates between calls.
@@ -24,25 +23,6 @@ __device__ inline int block_sum(BlockScratch& scratch, int& turn, int mine) {
     }
     __syncthreads();
     const int total = __reduce_add_sync(0xffffffff, lane < kSelectWarps ? scratch.sums[turn][lane] : 0);
-    turn ^= 1;
-    return total;
-}
-
-// Three sums for one barrier. A warp's y and z stay below 2^16: 32 threads of at most 2047.
-__device__ inline int3 block_sum(BlockScratch& scratch, int& turn, int3 mine) {
-    const int lane = threadIdx.x % kWarp;
-    const int x = __reduce_add_sync(0xffffffff, mine.x);
-    const unsigned yz = __reduce_add_sync(0xffffffff, static_cast<unsigned>(mine.y | mine.z << 16));
-    if (lane == 0) {
-        scratch.sums[turn][threadIdx.x / kWarp] = x;
-        scratch.pairs[turn][threadIdx.x / kWarp] = yz;
-    }
-    __syncthreads();
-    const bool mine_to_add = lane < kSelectWarps;
-    const unsigned pair = mine_to_add ? scratch.pairs[turn][lane] : 0;
-    const int3 total{__reduce_add_sync(0xffffffff, mine_to_add ? scratch.sums[turn][lane] : 0),
-                     static_cast<int>(__reduce_add_sync(0xffffffff, pair & 0xffff)),
-                     static_cast<int>(__reduce_add_sync(0xffffffff, pair >> 16))};
     turn ^= 1;
     return total;
 }
@@ -67,37 +47,27 @@ __device__ inline int block_scan(BlockScratch& scratch, int& turn, int mine, int
     return before + inclusive - mine;
 }
 
-// Adds to each half of `count` how many of its keys of the pair are at least `bound`, given twice. No
-// overflow: a thread holds far fewer than 2048.
-__device__ inline void count_pairs(__half2& count, const uint4& keys, __half2 bound) {
-    const uint32_t words[4] = {keys.x, keys.y, keys.z, keys.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        __half2 pair;
-        *reinterpret_cast<uint32_t*>(&pair) = words[i];
-        count = __hadd2(count, __hge2(pair, bound));
-    }
+__device__ inline __half2 as_half2(uint32_t word) {
+    return *reinterpret_cast<const __half2*>(&word);
 }
 
 __device__ inline __half2 twice(uint32_t key) {
     return __half2half2(__ushort_as_half(static_cast<uint16_t>(key)));
 }
 
-__device__ inline int total_of(__half2 count) {
-    return static_cast<int>(__low2float(count) + __high2float(count));
-}
-
 // A bit for each of the eight keys that is at least `bound`, given twice.
 __device__ inline uint32_t hits(const uint4& keys, __half2 bound) {
-    const uint32_t words[4] = {keys.x, keys.y, keys.z, keys.w};
-    uint32_t mask = 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        __half2 pair;
-        *reinterpret_cast<uint32_t*>(&pair) = words[i];
-        mask |= (__hge2_mask(pair, bound) & 0x00020001u << 2 * i) << 0;
-    }
+    const uint32_t mask = (__hge2_mask(as_half2(keys.x), bound) & 0x00020001u) |
+                          (__hge2_mask(as_half2(keys.y), bound) & 0x00080004u) |
+                          (__hge2_mask(as_half2(keys.z), bound) & 0x00200010u) |
+                          (__hge2_mask(as_half2(keys.w), bound) & 0x00800040u);
     return (mask & 0xff) | mask >> 16;
+}
+
+// One of the eight keys.
+__device__ inline uint32_t octet_key(const uint4& keys, int slot) {
+    const uint32_t pair = slot < 4 ? (slot < 2 ? keys.x : keys.y) : (slot < 6 ? keys.z : keys.w);
+    return slot & 1 ? pair >> 16 : pair & 0xffff;
 }
 
 // The eight keys as if none of their tokens existed.
@@ -106,40 +76,61 @@ __device__ inline uint4 hidden_octet() {
     return {pair, pair, pair, pair};
 }
 
-struct Threshold {
-    uint32_t rank;  // at least `wanted` keys have this rank or a higher one
-    int reached;    // how many do
+// The first `real` keys alone.
+__device__ inline uint4 shortened(const uint4& keys, int real) {
+    const auto part = [&](uint32_t word, int before) {
+        const uint32_t hidden = real <= before ? 0xffffffff : real == before + 1 ? 0xffff0000 : 0;
+        return (word & ~hidden) | ((kHidden | kHidden << 16) & hidden);
+    };
+    return {part(keys.x, 0), part(keys.y, 2), part(keys.z, 4), part(keys.w, 6)};
+}
+
+__device__ inline uint4 larger_octet(const uint4& a, const uint4& b) {
+    const auto larger = [](uint32_t x, uint32_t y) {
+        const __half2 z = __hmax2(as_half2(x), as_half2(y));
+        return *reinterpret_cast<const uint32_t*>(&z);
+    };
+    return {larger(a.x, b.x), larger(a.y, b.y), larger(a.z, b.z), larger(a.w, b.w)};
+}
+
+constexpr uint32_t kAllRanks = 0x400;  // key_rank(kLowest): every token that exists
+
+// How often keys occur, by the upper bits of their rank: bins of 3 % of a score.
+struct Histogram {
+    static constexpr int kShift = 5, kBins = 1 << (16 - kShift);
+    static constexpr int kOwned = kBins / kSelectThreads;  // bins a thread
+    static_assert(kOwned == 4);
+
+    int4 bins[kSelectThreads];
+
+    __device__ void clear() { bins[threadIdx.x] = {0, 0, 0, 0}; }
+    __device__ void add(uint32_t key) {
+        atomicAdd(reinterpret_cast<int*>(bins) + (key_rank(key) >> kShift), 1);
+    }
 };
 
-// The largest rank that at least `wanted` keys reach, or an earlier one that at most `enough` (>= wanted)
-// keys reach. `count(rank)` says how many keys of the thread reach it; `reached` of them, all threads
-// together, reach `low`.
-template <typename Count>
-__device__ inline Threshold search(BlockScratch& scratch, int& turn, int wanted, int enough, uint32_t low,
-                                   int reached, Count count) {
-    uint32_t high = 0x8000 | kForced;
-    if (reached > enough) {  // forced tokens may be enough by themselves
-        const int forced = block_sum(scratch, turn, count(high));
-        if (forced >= wanted) {
-            return {high, forced};
+struct Bin {
+    int index;
+    int above;  // keys in higher bins
+};
+
+// The highest bin such that `wanted` keys, which exist, lie in it and above; after a barrier.
+__device__ inline Bin locate(const Histogram& histogram, int wanted, BlockScratch& scratch, int& turn,
+                             Bin& shared) {
+    const int top = kSelectThreads - 1 - threadIdx.x;  // the first thread owns the highest bins
+    const int4 mine = histogram.bins[top];
+    int total;
+    int above = block_scan(scratch, turn, mine.x + mine.y + mine.z + mine.w, &total);
+    const int count[4] = {mine.w, mine.z, mine.y, mine.x};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        if (above < wanted && above + count[i] >= wanted) {
+            shared = {4 * top + 3 - i, above};
         }
+        above += count[i];
     }
-    while (high - low > 1 &&
-           reached > enough) {  // three bounds at a time: a round costs little more than its barrier
-        const uint32_t step = (high - low + 3) / 4;
-        const uint32_t rank[3] = {low + step, min(low + 2 * step, high), min(low + 3 * step, high)};
-        const int3 total = block_sum(scratch, turn, int3{count(rank[0]), count(rank[1]), count(rank[2])});
-        if (total.z >= wanted && rank[2] < high) {
-            low = rank[2], reached = total.z;
-        } else if (total.y >= wanted && rank[1] < high) {
-            low = rank[1], reached = total.y, high = rank[2];
-        } else if (total.x >= wanted && rank[0] < high) {
-            low = rank[0], reached = total.x, high = rank[1];
-        } else {
-            high = rank[0];
-        }
-    }
-    return {low, reached};
+    __syncthreads();
+    return shared;
 }
 
 }  // namespace fasa

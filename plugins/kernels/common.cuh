@@ -10,8 +10,8 @@
 namespace fasa {
 
 constexpr int kWarp = 32;
-constexpr int kCodes = 128;  // label dims at most
-constexpr int kOctet = 8;    // tokens that one thread scores at a time; blocks of the pool hold whole octets
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr int kOctet = 8;  // tokens that one thread scores at a time; blocks of the pool hold whole octets
 
 template <typename T>
 struct Vec2;
@@ -56,15 +56,20 @@ __device__ inline int64_t block_bytes(const fasa_pool& pool) {
     return static_cast<int64_t>(pool.tokens_per_block) * pool.num_kv_heads * pool.head_dim * 2;
 }
 
-// The row of `head_dim` elements of one token.
+// The row of `head_dim` elements of one token, in the block that `offset` names.
 template <typename T>
-__device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
+__device__ inline T* block_row(const fasa_pool& pool, int32_t offset, int token, int kv_head) {
     const int shift = __ffs(pool.tokens_per_block) - 1;
-    const int32_t offset = block_offset(pool, seq, kind, token >> shift);
     char* base = static_cast<char*>(offset < 0 ? pool.secondary : pool.primary);
     base += (offset & 0x7fffffff) * block_bytes(pool);
     const int row = (kv_head << shift) + (token & (pool.tokens_per_block - 1));
     return reinterpret_cast<T*>(base) + static_cast<int64_t>(row) * pool.head_dim;
+}
+
+template <typename T>
+__device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
+    const int shift = __ffs(pool.tokens_per_block) - 1;
+    return block_row<T>(pool, block_offset(pool, seq, kind, token >> shift), token, kv_head);
 }
 
 // The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a
@@ -98,16 +103,22 @@ __device__ inline bool is_forced(int token, int length, int sink, int recent) {
     return token < sink || token >= length - recent;
 }
 
-// Where the score pass leaves its keys: float16 [rows, octets, 8], and the largest of each octet, float16
-// [rows, octets]; besides, for rescoring, each row's quantised query: int8 [rows, 128] and float32 [rows],
-// the factor on its dot products. A row is a (sequence, token set) pair; a KV head has one token set, or one
-// for each of its query heads.
+// Where the score pass leaves its results. A row is a (sequence, token set) pair; a KV head has one token
+// set, or one for each of its query heads. A slot is a query that labels are multiplied with: the sum of a
+// group's heads, or one head.
+//
+// Keys come in octets, of eight consecutive tokens, float16 [rows, octets, 8], with the largest of each
+// octet, float16 [rows, octets].
 struct Scores {
     uint16_t* keys;
     uint16_t* maxima;
-    int octets;  // per row, a multiple of 8
-    int8_t* codes;
-    float* factors;
+    int octets;      // per row, a multiple of 8
+    float* queries;  // [seqs, slots, kLabelDims]: as the score pass multiplied them (codes, where quantised)
+    float* factors;  // [seqs, slots]: on the products with those
+    float* normaliser;  // [seqs, query heads]: log2 of the sum of exponentials; softmax reductions only
+    float2* partials;   // [seqs, blocks of threads, query heads]: maximum and sum, from which it is made
 };
+
+constexpr int kLabelDims = 128;  // at most
 
 }  // namespace fasa

@@ -1,55 +1,80 @@
-// fasa_decode: checks its parameters, lays out the workspace and launches the score pass, then selection and
+// fasa_decode: checks its parameters, lays out the workspace, and sends each sequence to dense or to sparse
 // attention.
+#include <algorithm>
+#include <iterator>
+
+#include "dense.cuh"
+#include "head_dims.cuh"
 #include "launch.cuh"
+#include "query.cuh"
 
 namespace fasa {
 namespace {
 
-int row_octets(const fasa_decode_params& p) {
-    return (p.max_length + 63) / 64 * 8;
+// Where FASA_DENSE_AUTO draws the line: below so many cached bytes of keys and values in a step, dense
+// attention is done before selection is (measured; see plugins/README.md).
+constexpr int64_t kCrossoverBytes = 48 << 20;
+
+bool valid(const fasa_labels& labels, int head_dim) {
+    constexpr int kKnown[] = {8, 16, 24, 32, 48, 64};
+    const bool known = std::find(std::begin(kKnown), std::end(kKnown), labels.n_tip) != std::end(kKnown);
+    if (!known || 2 * labels.n_tip > head_dim || labels.kind < FASA_LABELS_PREFIX ||
+        labels.kind > FASA_LABELS_FP8) {
+        return false;
+    }
+    const int64_t bytes = labels.kind == FASA_LABELS_INT4 ? labels.n_tip : 2 * labels.n_tip;
+    const int64_t misaligned = reinterpret_cast<intptr_t>(labels.labels) | labels.label_block_stride |
+                               labels.label_token_stride | labels.label_head_stride;
+    return labels.kind == FASA_LABELS_PREFIX || (labels.labels != nullptr && labels.offset_divisor >= 1 &&
+                                                 misaligned % (bytes % 16 ? 8 : 16) == 0);
 }
 
 bool valid(const fasa_decode_params& p) {
-    const fasa_pool& pool = p.pool;
-    const int tokens = pool.tokens_per_block;
-    const bool pool_fits = tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 &&
-                           pool.num_kv_heads >= 1 && pool.num_kv_heads <= 32 && pool.max_blocks >= 1;
-    const bool heads_fit = pool_fits && p.num_q_heads >= 1 && p.num_q_heads % pool.num_kv_heads == 0 &&
-                           p.num_q_heads / pool.num_kv_heads <= 16 && token_sets(p) <= 128;
-    return heads_fit && p.num_seqs >= 1 && p.num_seqs <= 65535 && p.max_length >= 1 && p.budget >= 16 &&
-           p.budget <= 4096 && p.sink >= 0 && p.recent >= 1 && p.sink + p.recent <= p.budget &&
-           p.labels.n_tip >= 8 && p.labels.n_tip % 8 == 0 && 2 * p.labels.n_tip <= pool.head_dim;
+    return dense_valid(p) && valid(p.labels, p.pool.head_dim) && p.num_q_heads <= 128 && p.max_length >= 1 &&
+           p.budget >= 16 && p.budget <= 4096 && p.sink >= 0 && p.recent >= 1 &&
+           p.sink + p.recent <= p.budget && p.window == 0;
 }
 
-fasa_status launch(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream) {
-    const fasa_status scored = launch_score(p, scores, stream);
-    if (scored != FASA_OK) {
-        return scored;
+// The workspace, in order. Each part is a multiple of 256 bytes.
+struct Workspace {
+    Scores scores;
+    void* dense;
+    size_t bytes;
+
+    Workspace(const fasa_decode_params& p, void* base) {
+        const size_t rows = static_cast<size_t>(p.num_seqs) * token_sets(p);
+        const size_t slots = static_cast<size_t>(p.num_seqs) * p.num_q_heads;
+        const auto take = [&](auto*& part, size_t count) {
+            part =
+                reinterpret_cast<std::remove_reference_t<decltype(part)>>(static_cast<char*>(base) + bytes);
+            bytes += (count * sizeof(*part) + 255) / 256 * 256;
+        };
+        bytes = 0;
+        scores.octets = (p.max_length + 63) / 64 * 8;
+        take(scores.keys, rows * scores.octets * kOctet);
+        take(scores.maxima, rows * scores.octets);
+        take(scores.queries, slots * kLabelDims);
+        take(scores.factors, slots);
+        take(scores.normaliser, slots);
+        take(scores.partials, by_softmax(p.reduction) ? slots * score_blocks(p) : 0);
+        dense = static_cast<char*>(base) + bytes;
+        bytes += dense_workspace(p);
     }
-    switch (p.pool.head_dim) {
-        case 64:
-            return launch_attend<64>(p, scores, stream);
-        case 96:
-            return launch_attend<96>(p, scores, stream);
-        case 128:
-            return launch_attend<128>(p, scores, stream);
-        case 256:
-            return launch_attend<256>(p, scores, stream);
-        default:
-            return FASA_UNSUPPORTED;
-    }
-}
+};
 
 }  // namespace
 }  // namespace fasa
 
-extern "C" size_t fasa_decode_workspace(const fasa_decode_params* params) {
-    using namespace fasa;
-    if (params == nullptr || !valid(*params)) {
+extern "C" int32_t fasa_dense_below(const fasa_decode_params* params) {
+    if (params == nullptr || !fasa::valid(*params)) {
         return 0;
     }
-    const size_t rows = static_cast<size_t>(params->num_seqs) * token_sets(*params);
-    return rows * (row_octets(*params) * (kOctet + 1) * sizeof(uint16_t) + kCodes + sizeof(float));
+    const int64_t token = 4 * static_cast<int64_t>(params->pool.head_dim) * params->pool.num_kv_heads;
+    return static_cast<int32_t>(fasa::kCrossoverBytes / (token * params->num_seqs));
+}
+
+extern "C" size_t fasa_decode_workspace(const fasa_decode_params* params) {
+    return params == nullptr || !fasa::valid(*params) ? 0 : fasa::Workspace(*params, nullptr).bytes;
 }
 
 extern "C" fasa_status fasa_decode(const fasa_decode_params* params, void* stream) {
@@ -57,17 +82,26 @@ extern "C" fasa_status fasa_decode(const fasa_decode_params* params, void* strea
     if (params == nullptr || !valid(*params)) {
         return FASA_BAD_ARGUMENT;
     }
-    if (params->workspace == nullptr || params->workspace_bytes < fasa_decode_workspace(params)) {
+    const fasa_decode_params& p = *params;
+    const Workspace workspace(p, p.workspace);
+    if (p.workspace == nullptr || p.workspace_bytes < workspace.bytes) {
         return FASA_SMALL_WORKSPACE;
     }
-    const size_t rows = static_cast<size_t>(params->num_seqs) * token_sets(*params);
-    Scores scores;
-    scores.octets = row_octets(*params);
-    scores.keys = static_cast<uint16_t*>(params->workspace);
-    scores.maxima = scores.keys + rows * scores.octets * kOctet;
-    scores.codes = reinterpret_cast<int8_t*>(scores.maxima + rows * scores.octets);
-    scores.factors = reinterpret_cast<float*>(scores.codes + rows * kCodes);
-    return launch(*params, scores, static_cast<cudaStream_t>(stream));
+    const auto on = static_cast<cudaStream_t>(stream);
+    const int dense_below = p.dense_below == FASA_DENSE_AUTO ? fasa_dense_below(&p) : p.dense_below;
+    if (p.max_length <= std::max(p.budget, dense_below)) {
+        return launch_dense_decode(p, p.max_length, workspace.dense, on);
+    }
+    fasa_status status = FASA_OK;
+    if (p.min_length <= p.budget) {
+        status = launch_dense_decode(p, p.budget, workspace.dense, on);
+    }
+    if (status == FASA_OK) {
+        status = launch_score(p, workspace.scores, on);
+    }
+    return status != FASA_OK ? status : with_head_dim(p.pool.head_dim, [&](auto head_dim) {
+        return launch_attend<head_dim()>(p, workspace.scores, on);
+    });
 }
 
 extern "C" const char* fasa_status_text(fasa_status status) {
@@ -77,9 +111,9 @@ extern "C" const char* fasa_status_text(fasa_status status) {
         case FASA_BAD_ARGUMENT:
             return "a parameter is out of its range, see fasa.h";
         case FASA_UNSUPPORTED:
-            return "no kernel for this combination of head_dim, n_tip and label kind";
+            return "the library was not built for this head_dim, or no kernel exists for this combination";
         case FASA_SMALL_WORKSPACE:
-            return "the workspace is smaller than fasa_decode_workspace() asks for";
+            return "the workspace is smaller than its *_workspace() function asks for";
         case FASA_LAUNCH_FAILED:
             return "CUDA refused the launch; see cudaGetLastError()";
     }

@@ -23,7 +23,7 @@ extern "C" {
 typedef enum {
     FASA_OK = 0,
     FASA_BAD_ARGUMENT = 1,    /* a field is out of the range that its comment states */
-    FASA_UNSUPPORTED = 2,     /* a combination that no kernel was compiled for */
+    FASA_UNSUPPORTED = 2,     /* a head_dim that the library was not built for, or another missing kernel */
     FASA_SMALL_WORKSPACE = 3, /* workspace_bytes is below fasa_decode_workspace() */
     FASA_LAUNCH_FAILED = 4    /* CUDA refused the launch; cudaGetLastError() of the calling thread says why */
 } fasa_status;
@@ -33,11 +33,23 @@ typedef enum { FASA_FLOAT16 = 0, FASA_BFLOAT16 = 1 } fasa_dtype;
 /* Where the label of a token, the dominant dims of its key, is read from.
  * PREFIX: the first 2 * n_tip elements of its key row. INT4: n_tip bytes, element 2j in the low nibble of
  * byte j, stored + 8, in -7..7. INT8: 2 * n_tip bytes, in -127..127. Both quantised symmetrically with one
- * scale a row. */
-typedef enum { FASA_LABELS_PREFIX = 0, FASA_LABELS_INT4 = 1, FASA_LABELS_INT8 = 2 } fasa_label_kind;
+ * scale a row. FP8: 2 * n_tip bytes of e4m3, no scale. */
+typedef enum {
+    FASA_LABELS_PREFIX = 0,
+    FASA_LABELS_INT4 = 1,
+    FASA_LABELS_INT8 = 2,
+    FASA_LABELS_FP8 = 3
+} fasa_label_kind;
 
-/* How the query heads of a group share a token set. SUM: by the sum of their scores. PER_HEAD: not at all. */
-typedef enum { FASA_REDUCE_SUM = 0, FASA_REDUCE_PER_HEAD = 1 } fasa_reduction;
+/* How the query heads of a group share a token set. SUM: by the sum of their scores. PER_HEAD: not at all.
+ * MEAN_SOFTMAX, MAX_SOFTMAX: by the mean or maximum of their softmaxed scores; one more pass over the labels
+ * finds each head's normaliser. */
+typedef enum {
+    FASA_REDUCE_SUM = 0,
+    FASA_REDUCE_PER_HEAD = 1,
+    FASA_REDUCE_MEAN_SOFTMAX = 2,
+    FASA_REDUCE_MAX_SOFTMAX = 3
+} fasa_reduction;
 
 /* One layer's view of a paged KV pool, laid out as TensorRT-LLM 1.2 does: a block holds
  * [num_kv_heads, tokens_per_block, head_dim] elements of keys or of values. */
@@ -60,23 +72,29 @@ typedef struct {
     fasa_label_kind kind;
     int32_t n_tip;          /* 8, 16, 24, 32, 48 or 64 frequency chunks; at most head_dim / 2 */
     void* labels;           /* device; unused for PREFIX, like everything below */
-    void* scales;           /* device float16, one a token and KV head */
+    void* scales;           /* device float16, one a token and KV head; unused for FP8 */
     int32_t offset_divisor; /* 2 * layers of the pool */
-    int64_t label_block_stride, label_token_stride, label_head_stride; /* bytes; multiples of 8 */
+    int64_t label_block_stride, label_token_stride, label_head_stride; /* bytes; multiples of 16, like the
+                               address of `labels`; of 8 where a label's bytes are not a multiple of 16 */
     int64_t scale_block_stride, scale_token_stride, scale_head_stride; /* bytes; multiples of 2 */
 } fasa_labels;
 
 typedef struct {
-    const void* q;          /* device [num_seqs, num_q_heads, head_dim], after RoPE */
+    const void* q;          /* device [num_seqs, num_q_heads, head_dim], after RoPE; 16-byte aligned, like out
+                               and the pool */
     void* out;              /* device, the same shape */
     const int32_t* lengths; /* device int32 [num_seqs]: cached tokens, the current one included; at least 1 */
     int32_t num_seqs;       /* 1..65535 */
-    int32_t num_q_heads;    /* 1..16 times num_kv_heads */
+    int32_t num_q_heads;    /* 1..16 times num_kv_heads, at most 128 */
     int32_t max_length;     /* no sequence is longer, now or when a captured graph is replayed */
-    int32_t budget;         /* tokens attended, 16..4096 */
-    int32_t sink, recent;   /* first and last tokens that are always among them; recent >= 1 */
-    float scale;            /* on the logits, usually 1 / sqrt(head_dim) */
-    float softcap;          /* of the logits, 0 for none */
+    int32_t min_length;     /* none is shorter; 1 where that is not known */
+    int32_t dense_below;  /* if max_length is no larger, all sequences are attended whole; 0 takes the budget,
+                             FASA_DENSE_AUTO the length at which sparse attention starts to be faster */
+    int32_t budget;       /* tokens attended, 16..4096 */
+    int32_t sink, recent; /* first and last tokens that are always among them; recent >= 1 */
+    float scale;          /* on the logits, usually 1 / sqrt(head_dim) */
+    float softcap;        /* of the logits, 0 for none */
+    int32_t window;       /* tokens that a query sees, itself included; 0 for all, as fasa_decode needs */
     fasa_reduction reduction;
     fasa_pool pool;
     fasa_labels labels;
@@ -84,12 +102,21 @@ typedef struct {
     size_t workspace_bytes;
 } fasa_decode_params;
 
+#define FASA_DENSE_AUTO (-1)
+
 /* Bytes of workspace that fasa_decode needs; grows with max_length and num_seqs. 0 for invalid parameters. */
 FASA_API size_t fasa_decode_workspace(const fasa_decode_params* params);
 
 /* One decode step of one layer: scores every cached token with its label, chooses `budget` of them, attends
- * to those. Sequences within the budget are attended whole. `stream` is a cudaStream_t. */
+ * to those. Sequences within the budget are attended whole, with the bits of fasa_dense_decode. The rule:
+ *   max_length <= max(budget, dense_below): fasa_dense_decode for all;
+ *   otherwise: dense attention for the sequences within the budget (not launched where min_length > budget),
+ *   sparse attention for the longer ones; each by its length on the device.
+ * `stream` is a cudaStream_t. */
 FASA_API fasa_status fasa_decode(const fasa_decode_params* params, void* stream);
+
+/* The length that FASA_DENSE_AUTO stands for; 0 for invalid parameters. */
+FASA_API int32_t fasa_dense_below(const fasa_decode_params* params);
 
 typedef struct {
     const void*
@@ -104,6 +131,10 @@ typedef struct {
     const float* inv_freq;   /* device float32 [num_kv_heads, head_dim / 2], radians per position in baked
                                 order: the two dims of chunk i are 2i and 2i + 1 */
     const float* rope_scale; /* device float32, the same shape: factor on cos and sin */
+    const void* q_norm; /* device [num_q_heads, head_dim] of the pool's dtype: weights of an RMS norm over
+                           each head of q before RoPE; or NULL for none */
+    const void* k_norm; /* likewise [num_kv_heads, head_dim], for k */
+    float norm_eps;
     int32_t num_tokens;
     int32_t num_q_heads;
     fasa_pool pool;
@@ -113,6 +144,53 @@ typedef struct {
 /* Rotates the queries and keys of new tokens, writes keys and values into the pool and labels into their
  * cache. */
 FASA_API fasa_status fasa_append(const fasa_append_params* params, void* stream);
+
+/* ---- Dense attention ----------------------------------------------------------------------------------
+ * FlashInfer's kernels over the same pool. All blocks of the attended sequences must lie in the primary pool
+ * (the TensorRT-LLM runtime brings blocks there before it uses them), and the value block of a token follows
+ * its key block: only the key offsets are read, and bit 31 of them must be clear. q, out and the pool are
+ * 16-byte aligned. */
+
+/* Bytes of workspace that fasa_dense_decode needs, on the current device. 0 for invalid parameters. */
+FASA_API size_t fasa_dense_decode_workspace(const fasa_decode_params* params);
+
+/* One decode step of one layer that attends every cached token, or the last `window`; budget, sink, recent,
+ * min_length, dense_below, reduction and labels are not looked at. A sequence is split into chunks, whose
+ * results are merged in float32, of
+ *   seen / max(1, 2 * multiprocessors / (num_seqs * num_kv_heads))
+ * tokens, clamped to 256..2048 and rounded up to a multiple of 128, where seen = max_length, or the window if
+ * that is shorter. Equal chunks give equal bits, whatever the other sequences are. */
+FASA_API fasa_status fasa_dense_decode(const fasa_decode_params* params, void* stream);
+
+/* Prefill of one layer: query i of a sequence is its token `length - query_length + i`, and sees the tokens
+ * up to itself, or the last `window` of those. Keys and values, those of the queries included, are already in
+ * the pool (fasa_append). With a past (chunked prefill, reused blocks) or without. On compute capability 9.0,
+ * batches of 128 query tokens a sequence or more, on average, run on kernels of their own, unless there is a
+ * window or a softcap or head_dim is 96. */
+typedef struct {
+    const void* q;          /* device, after RoPE, the sequences one after another; element (token, head) at
+                               q + token * q_token_stride + head * head_dim */
+    int64_t q_token_stride; /* elements, a multiple of 8; times num_tokens below 2^32 */
+    void* out;              /* device [num_tokens, num_q_heads, head_dim], below 2^32 elements */
+    const int32_t* query_lengths; /* device int32 [num_seqs]: tokens of each sequence in q, 0 for none */
+    const int32_t* lengths;       /* device int32 [num_seqs]: cached tokens, those in q included */
+    int32_t num_seqs;             /* 1..65535 */
+    int32_t num_tokens;           /* the sum of query_lengths is no larger, now or in a replay */
+    int32_t num_q_heads;          /* 1..16 times num_kv_heads */
+    float scale;                  /* as in fasa_decode_params, like softcap and window */
+    float softcap;
+    int32_t window;
+    fasa_pool pool;
+    void* workspace; /* device, 256-byte aligned */
+    size_t workspace_bytes;
+} fasa_prefill_params;
+
+/* Bytes of workspace that fasa_prefill needs. 0 for invalid parameters. */
+FASA_API size_t fasa_prefill_workspace(const fasa_prefill_params* params);
+
+FASA_API fasa_status fasa_prefill(const fasa_prefill_params* params, void* stream);
+
+/* ------------------------------------------------------------------------------------------------------- */
 
 /* A sentence for a status; never NULL. */
 FASA_API const char* fasa_status_text(fasa_status status);

@@ -1,33 +1,115 @@
-// Scoring one label: the arithmetic, apart from how tokens are laid over threads.
+// Labels as the score pass reads them: formats, and the products of a few of them with one query.
 #pragma once
+
+#include <cuda_fp8.h>
+
+#include <type_traits>
 
 #include "common.cuh"
 
 namespace fasa {
 
-// A query quantised to int8 for one token set. `code` holds 4 int8 per word, ordered as the label's words
-// want them: INT8 needs WORDS words, INT4 twice as many (low nibbles, then high nibbles). score = (dot -
-// offset) * label scale * query scale.
-template <int WORDS, bool INT4>
-struct QuantisedQuery {
-    int code[INT4 ? 2 * WORDS : WORDS];
-    int offset;  // what the + 8 of 4-bit codes adds to every dot product
-};
+// Four products of signed bytes, added to `sum`.
+__device__ inline int dp4a(uint32_t a, uint32_t b, int sum) {
+    return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
+}
 
-template <int WORDS, bool INT4>
-__device__ inline int label_dot(const uint32_t (&label)[WORDS], const QuantisedQuery<WORDS, INT4>& query) {
-    int sum = -query.offset;
+__device__ inline float2 fp8_pair(uint32_t two) {
+    return __half22float2(__nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(two), __NV_E4M3));
+}
+
+// Shared memory read where the code says so. Volatile where KEEP is false: the compiler would otherwise hold
+// a query of many words in registers that labels in flight need.
+template <bool KEEP>
+__device__ inline uint4 shared_16(const uint32_t* source) {
+    if constexpr (KEEP) {
+        return *reinterpret_cast<const uint4*>(source);
+    }
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(source))));
+    return x;
+}
+
+// Labels of KIND in WORDS 32-bit words a row, and a query laid out in shared memory to meet them: four
+// words at a time. INT4 wants for label words w, w + 1: four codes for the low nibbles of w, of w + 1, then
+// for the high ones. INT8 four codes a word. FP8 four floats a word.
+template <fasa_label_kind KIND, int WORDS>
+struct LabelFormat {
+    static constexpr bool kInt4 = KIND == FASA_LABELS_INT4, kFloat = KIND == FASA_LABELS_FP8;
+    static constexpr int kWords = WORDS;
+    static constexpr int kDims = kInt4 ? 8 * WORDS : 4 * WORDS;
+    static constexpr int kQueryWords = kInt4 ? 2 * WORDS : kFloat ? 4 * WORDS : WORDS;
+    static constexpr bool kKeep = WORDS <= 16 && !kFloat;
+    static constexpr int kStride = kQueryWords + 4;  // between queries: keeps eight of them in other banks
+    using Sum = std::conditional_t<kFloat, float, int>;
+
+    // Writes `query` (kDims floats; small integers unless FP8) to `packed` (shared memory); one warp.
+    static __device__ void pack(uint32_t* packed, const float* query) {
+        for (int w = threadIdx.x % kWarp; w < kQueryWords; w += kWarp) {
+            if constexpr (kFloat) {
+                packed[w] = __float_as_uint(query[w]);
+            } else {
+                uint32_t word = 0;
 #pragma unroll
-    for (int w = 0; w < WORDS; ++w) {
-        if constexpr (INT4) {
-            sum = __dp4a(static_cast<int>(label[w] & 0x0f0f0f0f), query.code[w], sum);
-            sum = __dp4a(static_cast<int>((label[w] >> 4) & 0x0f0f0f0f), query.code[WORDS + w], sum);
-        } else {
-            sum = __dp4a(static_cast<int>(label[w]), query.code[w], sum);
+                for (int i = 0; i < 4; ++i) {
+                    const int dim = kInt4 ? w / 4 * 16 + w % 2 * 8 + 2 * i + w % 4 / 2 : 4 * w + i;
+                    word |= (static_cast<uint32_t>(static_cast<int>(query[dim])) & 0xff) << 8 * i;
+                }
+                packed[w] = word;
+            }
         }
     }
-    return sum;
-}
+
+    // What a sum of products starts from: 4-bit codes are stored + 8. One warp.
+    static __device__ Sum start(const float* query) {
+        if constexpr (kInt4) {
+            int total = 0;
+            for (int d = threadIdx.x % kWarp; d < kDims; d += kWarp) {
+                total += static_cast<int>(query[d]);
+            }
+            return -8 * __reduce_add_sync(0xffffffff, total);
+        }
+        return Sum{};
+    }
+
+    // Adds the products of N labels with a packed query.
+    template <int N>
+    static __device__ void multiply(Sum (&sum)[N], const uint32_t (&label)[N][WORDS],
+                                    const uint32_t* packed) {
+#pragma unroll
+        for (int w = 0; w < WORDS; w += kInt4 ? 2 : kFloat ? 1 : 4) {
+            const uint4 query = shared_16<kKeep>(packed + w * kQueryWords / WORDS);
+            if constexpr (kInt4) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    sum[i] = dp4a(label[i][w] & 0x0f0f0f0f, query.x, sum[i]);
+                    sum[i] = dp4a(label[i][w + 1] & 0x0f0f0f0f, query.y, sum[i]);
+                    sum[i] = dp4a(label[i][w] >> 4 & 0x0f0f0f0f, query.z, sum[i]);
+                    sum[i] = dp4a(label[i][w + 1] >> 4 & 0x0f0f0f0f, query.w, sum[i]);
+                }
+            } else if constexpr (kFloat) {
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    const float2 low = fp8_pair(label[i][w] & 0xffff), high = fp8_pair(label[i][w] >> 16);
+                    sum[i] = fmaf(low.x, __uint_as_float(query.x), sum[i]);
+                    sum[i] = fmaf(low.y, __uint_as_float(query.y), sum[i]);
+                    sum[i] = fmaf(high.x, __uint_as_float(query.z), sum[i]);
+                    sum[i] = fmaf(high.y, __uint_as_float(query.w), sum[i]);
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < N; ++i) {
+                    sum[i] = dp4a(label[i][w], query.x, sum[i]);
+                    sum[i] = dp4a(label[i][w + 1], query.y, sum[i]);
+                    sum[i] = dp4a(label[i][w + 2], query.z, sum[i]);
+                    sum[i] = dp4a(label[i][w + 3], query.w, sum[i]);
+                }
+            }
+        }
+    }
+};
 
 // Reads of what is used once. Volatile, so that the compiler leaves all of a batch in flight before the first
 // use.
@@ -39,35 +121,10 @@ __device__ inline uint4 load_16(const void* source) {
     return x;
 }
 
-__device__ inline uint2 load_8(const void* source) {
-    uint2 x;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(source));
-    return x;
-}
-
-// Reads 4 * WORDS bytes that start at a multiple of 8 (16 where WORDS allows).
-template <int WORDS>
-__device__ inline void load_label(uint32_t (&label)[WORDS], const char* source) {
-    if constexpr (WORDS % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < WORDS / 4; ++i) {
-            const uint4 part = load_16(source + 16 * i);
-            label[4 * i] = part.x, label[4 * i + 1] = part.y;
-            label[4 * i + 2] = part.z, label[4 * i + 3] = part.w;
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < WORDS / 2; ++i) {
-            const uint2 part = load_8(source + 8 * i);
-            label[2 * i] = part.x, label[2 * i + 1] = part.y;
-        }
-    }
-}
-
 // Where a token's label and its scale lie.
 struct LabelAddress {
-    const char* label;
-    const char* scale;
+    char* label;
+    char* scale;
 };
 
 __device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq,
@@ -75,67 +132,10 @@ __device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_l
     const int shift = __ffs(pool.tokens_per_block) - 1;
     const int64_t block = (block_offset(pool, seq, 0, token >> shift) & 0x7fffffff) / labels.offset_divisor;
     const int slot = token & (pool.tokens_per_block - 1);
-    return {static_cast<const char*>(labels.labels) + block * labels.label_block_stride +
+    return {static_cast<char*>(labels.labels) + block * labels.label_block_stride +
                 slot * labels.label_token_stride + kv_head * labels.label_head_stride,
-            static_cast<const char*>(labels.scales) + block * labels.scale_block_stride +
+            static_cast<char*>(labels.scales) + block * labels.scale_block_stride +
                 slot * labels.scale_token_stride + kv_head * labels.scale_head_stride};
-}
-
-// The query of a token set over its label dims, in float32: the sum of a group's heads, or one head. `out` is
-// shared memory of 2 * n_tip floats; one warp works together. Summed in the order of the heads.
-template <typename T>
-__device__ void reduce_query(float* out, const fasa_decode_params& p, int seq, int set) {
-    const int group = p.num_q_heads / p.pool.num_kv_heads;
-    const bool per_head = p.reduction == FASA_REDUCE_PER_HEAD;
-    const int first = per_head ? set : set * group;
-    const int heads = per_head ? 1 : group;
-    const T* q =
-        static_cast<const T*>(p.q) + (static_cast<int64_t>(seq) * p.num_q_heads + first) * p.pool.head_dim;
-    for (int d = threadIdx.x % kWarp; d < 2 * p.labels.n_tip; d += kWarp) {
-        float sum = 0.f;
-        for (int h = 0; h < heads; ++h) {
-            sum += to_float(q[h * p.pool.head_dim + d]);
-        }
-        out[d] = sum;
-    }
-    __syncwarp();
-}
-
-// Quantises `query` (n floats in shared memory) to int8 `codes` (shared memory) by one warp. Returns the
-// scale.
-__device__ inline float quantise_query(const float* query, int8_t* codes, int n) {
-    const int lane = threadIdx.x % kWarp;
-    float largest = 0.f;
-    for (int d = lane; d < n; d += kWarp) {
-        largest = fmaxf(largest, fabsf(query[d]));
-    }
-    for (int step = kWarp / 2; step; step /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-    }
-    const float scale = fmaxf(largest, 1e-20f) / 127.f;
-    for (int d = lane; d < n; d += kWarp) {
-        codes[d] = static_cast<int8_t>(max(-127, min(127, __float2int_rn(query[d] / scale))));
-    }
-    __syncwarp();
-    return scale;
-}
-
-// A thread's copy of int8 codes, in the order of the label's words.
-template <int WORDS, bool INT4>
-__device__ inline void pack_query(QuantisedQuery<WORDS, INT4>& query, const int8_t* codes) {
-    int total = 0;
-#pragma unroll
-    for (int w = 0; w < (INT4 ? 2 * WORDS : WORDS); ++w) {
-        uint32_t packed = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {  // nibble j of byte b holds element 2 b + j
-            const int code = codes[INT4 ? 8 * (w % WORDS) + 2 * i + w / WORDS : 4 * w + i];
-            packed |= static_cast<uint32_t>(code & 0xff) << (8 * i);
-            total += code;
-        }
-        query.code[w] = static_cast<int>(packed);
-    }
-    query.offset = INT4 ? 8 * total : 0;
 }
 
 }  // namespace fasa

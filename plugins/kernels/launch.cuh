@@ -9,9 +9,10 @@ inline int token_sets(const fasa_decode_params& p) {
     return p.reduction == FASA_REDUCE_PER_HEAD ? p.num_q_heads : p.pool.num_kv_heads;
 }
 
-inline fasa_status launched() {
-    return cudaPeekAtLastError() == cudaSuccess ? FASA_OK : FASA_LAUNCH_FAILED;
-}
+int multiprocessors();  // of the current device
+
+// Blocks of threads of the score pass, a sequence (and KV head, for PREFIX).
+int score_blocks(const fasa_decode_params& p);
 
 // The score pass.
 fasa_status launch_score(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);

@@ -3,14 +3,15 @@
 Shapes, for S sequences, Hq query heads, Hkv KV heads and blocks of `t` tokens:
     pool      float16 or bfloat16 [blocks, layers, 2, Hkv, t, head_dim], keys and values as TensorRT-LLM lays them out
     offsets   int32 [S, 2, max_blocks]: block * layers * 2, plus 1 for values
-    labels    uint8 [blocks, t, Hkv, bytes], or empty to read labels from the keys' leading dims
-    scales    float16 [blocks, t, Hkv], or empty
+    labels    uint8 [blocks, t, Hkv, bytes], or empty to read labels from the keys' leading dims ("prefix")
+    scales    float16 [blocks, t, Hkv], or empty for "prefix" and "fp8"
 The operators run on the current stream, do not synchronise, and have fake versions for torch.compile.
 """
 
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,15 +20,16 @@ from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins.library import load
 from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, declare
 
-LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2}
-REDUCTIONS = {"sum": 0, "per_head": 1}
+LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2, "fp8": 3}
+REDUCTIONS = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3}
 DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 
 
-def library(device: torch.device) -> ctypes.CDLL:
-    """The kernels for a CUDA device. Raises FasaError when they cannot be built."""
+@cache
+def library(device: torch.device, head_dim: int) -> ctypes.CDLL:
+    """The kernels for a CUDA device and a head_dim. Raises FasaError when they cannot be built."""
     major, minor = torch.cuda.get_device_capability(device)
-    return declare(load(f"{major}{minor}"))
+    return declare(load(f"{major}{minor}", (head_dim,)))
 
 
 @torch.library.custom_op("fasa::decode", mutates_args=())
@@ -42,6 +44,8 @@ def decode(
     label_kind: str,
     n_tip: int,
     max_length: int,
+    min_length: int,
+    dense_below: int,
     budget: int,
     sink: int,
     recent: int,
@@ -49,8 +53,12 @@ def decode(
     softcap: float,
     reduction: str,
 ) -> Tensor:
-    """One decode step of one layer. q: [S, Hq, head_dim] after RoPE; lengths: int32 [S] on the device, none above
-    max_length. Returns the attention's output, like q. Raises FasaError for parameters that no kernel takes."""
+    """One decode step of one layer. q: [S, Hq, head_dim] after RoPE; lengths: int32 [S] on the device, within
+    min_length and max_length; dense_below: see fasa.h, -1 for the measured crossover. Returns the attention's output,
+    like q. Raises FasaError for parameters that no kernel takes."""
+    _check_tensors(q, pool, offsets, lengths)
+    if not q.is_contiguous() or q.shape[0] != len(lengths):
+        raise FasaError("q must be contiguous [sequences, heads, head_dim]")
     out = torch.empty_like(q)
     params = DecodeParams(
         q=q.data_ptr(),
@@ -59,6 +67,8 @@ def decode(
         num_seqs=q.shape[0],
         num_q_heads=q.shape[1],
         max_length=max_length,
+        min_length=min_length,
+        dense_below=dense_below,
         budget=budget,
         sink=sink,
         recent=recent,
@@ -68,7 +78,7 @@ def decode(
         pool=_pool(pool, layer, offsets),
         labels=_labels(label_kind, n_tip, labels, scales, pool),
     )
-    lib = library(q.device)
+    lib = library(q.device, q.shape[-1])
     size = lib.fasa_decode_workspace(ctypes.byref(params))
     workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
     params.workspace, params.workspace_bytes = workspace.data_ptr(), size
@@ -97,9 +107,13 @@ def append(
     scales: Tensor,
     label_kind: str,
     n_tip: int,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    norm_eps: float = 1e-6,
 ) -> Tensor:
-    """Rotates and caches N new tokens. q: [N, Hq, head_dim], k, v: [N, Hkv, head_dim], heads contiguous; sequence,
-    position: int32 [N]; inv_freq, rope_scale: float32 [Hkv, head_dim / 2] in baked order. Returns the rotated q."""
+    """Normalises, rotates and caches N new tokens. q: [N, Hq, head_dim], k, v: [N, Hkv, head_dim], heads contiguous;
+    sequence, position: int32 [N]; inv_freq, rope_scale: float32 [Hkv, head_dim / 2] in baked order; q_norm, k_norm:
+    [Hq, head_dim] and [Hkv, head_dim] weights of an RMS norm over each head. Returns the rotated q."""
     q_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     params = AppendParams(
         q=q.data_ptr(),
@@ -113,12 +127,15 @@ def append(
         position=position.data_ptr(),
         inv_freq=inv_freq.data_ptr(),
         rope_scale=rope_scale.data_ptr(),
+        q_norm=None if q_norm is None else q_norm.data_ptr(),
+        k_norm=None if k_norm is None else k_norm.data_ptr(),
+        norm_eps=norm_eps,
         num_tokens=q.shape[0],
         num_q_heads=q.shape[1],
         pool=_pool(pool, layer, offsets),
         labels=_labels(label_kind, n_tip, labels, scales, pool),
     )
-    lib = library(q.device)
+    lib = library(q.device, q.shape[-1])
     _check(lib, lib.fasa_append(ctypes.byref(params), torch.cuda.current_stream(q.device).cuda_stream))
     return q_out
 
@@ -126,6 +143,13 @@ def append(
 @append.register_fake
 def _(q: Tensor, *rest: object) -> Tensor:
     return q.new_empty(q.shape)
+
+
+def _check_tensors(q: Tensor, pool: Tensor, offsets: Tensor, lengths: Tensor) -> None:
+    if q.dtype != pool.dtype or q.shape[-1] != pool.shape[-1]:
+        raise FasaError(f"q is {q.dtype} of head_dim {q.shape[-1]}, the pool {pool.dtype} of {pool.shape[-1]}")
+    if lengths.dtype != torch.int32 or not lengths.is_contiguous() or len(lengths) != len(offsets):
+        raise FasaError("lengths must be contiguous int32, one for each sequence of offsets")
 
 
 def _pool(pool: Tensor, layer: int, offsets: Tensor) -> Pool:
@@ -150,6 +174,7 @@ def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor)
         return Labels(kind=LABEL_KINDS[kind], n_tip=n_tip)
     if labels.shape[3] < n_tip * (1 if kind == "int4" else 2):
         raise FasaError(f"labels of {labels.shape[3]} bytes are too short for n_tip {n_tip} in {kind}")
+    scaled = kind != "fp8"
     return Labels(
         kind=LABEL_KINDS[kind],
         n_tip=n_tip,
@@ -159,9 +184,9 @@ def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor)
         label_block_stride=labels.stride(0),
         label_token_stride=labels.stride(1),
         label_head_stride=labels.stride(2),
-        scale_block_stride=2 * scales.stride(0),
-        scale_token_stride=2 * scales.stride(1),
-        scale_head_stride=2 * scales.stride(2),
+        scale_block_stride=2 * scales.stride(0) if scaled else 0,
+        scale_token_stride=2 * scales.stride(1) if scaled else 0,
+        scale_head_stride=2 * scales.stride(2) if scaled else 0,
     )
 
 

@@ -43,11 +43,14 @@ class DecodeParams(Structure):
         ("num_seqs", c_int32),
         ("num_q_heads", c_int32),
         ("max_length", c_int32),
+        ("min_length", c_int32),
+        ("dense_below", c_int32),
         ("budget", c_int32),
         ("sink", c_int32),
         ("recent", c_int32),
         ("scale", c_float),
         ("softcap", c_float),
+        ("window", c_int32),
         ("reduction", c_int),
         ("pool", Pool),
         ("labels", Labels),
@@ -69,10 +72,32 @@ class AppendParams(Structure):
         ("position", c_void_p),
         ("inv_freq", c_void_p),
         ("rope_scale", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("norm_eps", c_float),
         ("num_tokens", c_int32),
         ("num_q_heads", c_int32),
         ("pool", Pool),
         ("labels", Labels),
+    )
+
+
+class PrefillParams(Structure):
+    _fields_ = (
+        ("q", c_void_p),
+        ("q_token_stride", c_int64),
+        ("out", c_void_p),
+        ("query_lengths", c_void_p),
+        ("lengths", c_void_p),
+        ("num_seqs", c_int32),
+        ("num_tokens", c_int32),
+        ("num_q_heads", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+        ("window", c_int32),
+        ("pool", Pool),
+        ("workspace", c_void_p),
+        ("workspace_bytes", c_size_t),
     )
 
 
@@ -81,7 +106,15 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fasa_decode_workspace.argtypes = [POINTER(DecodeParams)]
     library.fasa_decode_workspace.restype = c_size_t
     library.fasa_decode.argtypes = [POINTER(DecodeParams), c_void_p]
+    library.fasa_dense_below.argtypes = [POINTER(DecodeParams)]
+    library.fasa_dense_below.restype = c_int32
     library.fasa_append.argtypes = [POINTER(AppendParams), c_void_p]
+    library.fasa_dense_decode_workspace.argtypes = [POINTER(DecodeParams)]
+    library.fasa_dense_decode_workspace.restype = c_size_t
+    library.fasa_dense_decode.argtypes = [POINTER(DecodeParams), c_void_p]
+    library.fasa_prefill_workspace.argtypes = [POINTER(PrefillParams)]
+    library.fasa_prefill_workspace.restype = c_size_t
+    library.fasa_prefill.argtypes = [POINTER(PrefillParams), c_void_p]
     library.fasa_status_text.argtypes = [c_int]
     library.fasa_status_text.restype = ctypes.c_char_p
     return library

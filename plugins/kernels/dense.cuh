@@ -1,0 +1,60 @@
+// Dense attention over the paged pool: what its translation units offer each other, and fasa_decode.
+#pragma once
+
+#include "common.cuh"
+
+namespace fasa {
+
+// fasa_dense_decode for the sequences of at most `longest` tokens; the output of the others is left alone. A
+// sequence's bits are those of fasa_dense_decode. `workspace` holds dense_workspace(p) bytes, aligned to 256.
+size_t dense_workspace(const fasa_decode_params& p);
+fasa_status launch_dense_decode(const fasa_decode_params& p, int longest, void* workspace,
+                                cudaStream_t stream);
+
+// Where the chunks of a sequence leave their results, to be merged. Rows of `width` floats: head_dim, rounded
+// up to what FlashInfer computes with.
+struct Partials {
+    float* out;  // [seqs, chunks, query heads, width], normalised
+    float* lse;  // [seqs, chunks, query heads]: log2 of the sum of exponentials
+    int chunks;  // that the longest sequence has; 1 where nothing is split and nothing is to be merged
+    int chunk_tokens;
+    int width;
+};
+
+template <int HEAD_DIM>
+fasa_status launch_dense_chunks(const fasa_decode_params& p, int longest, const Partials& partials,
+                                cudaStream_t stream);
+
+// A block of threads' share of a prefill: a tile of one sequence's queries, or nothing.
+struct PrefillTile {
+    int32_t seq;  // -1 for nothing
+    int32_t index;
+    int32_t first_token;  // of the sequence's queries, in the packed batch
+    int32_t query_tokens;
+};
+
+// Rows of (query token, head of the group) in a tile. A tile of 128 would need too many registers at 256.
+constexpr int prefill_rows(int head_dim) {
+    return head_dim > 128 ? 64 : 128;
+}
+
+template <int HEAD_DIM>
+fasa_status launch_prefill(const fasa_prefill_params& p, const PrefillTile* tiles, int num_tiles,
+                           cudaStream_t stream);
+
+// The same for compute capability 9.0 (FASA_HAS_HOPPER); not for head_dim 96, a softcap or a window. A tile
+// is of one query head.
+constexpr int hopper_rows(int head_dim) {  // query tokens in a tile
+    return head_dim == 64 ? 192 : 128;
+}
+
+template <int HEAD_DIM, typename T>
+fasa_status launch_prefill_hopper(const fasa_prefill_params& p, const PrefillTile* tiles, int num_tiles,
+                                  cudaStream_t stream);
+
+// The tokens that the last query of a sequence sees.
+__host__ __device__ inline int seen_tokens(int length, int window) {
+    return window > 0 && window < length ? window : length;
+}
+
+}  // namespace fasa
