@@ -49,6 +49,8 @@ $(VENV)/.installed: $(REQUIREMENTS)
 	$(PIP) --editable .
 	touch $@
 
+# FlashInfer is here for its CUDA headers alone, which need none of the packages that its Python part needs.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[$(EXTRAS)]"
+	$(PIP) --no-deps flashinfer-python
 	touch $@

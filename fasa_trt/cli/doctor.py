@@ -54,6 +54,7 @@ def examine() -> dict[str, Any]:
         "packages": {module: package_version(module, *names) for module, names in PACKAGES.items()},
         "onnxruntime_providers": _providers(),
         "nvcc": nvcc_version(),
+        "kernels": _kernels(),
         "cuda_driver": driver.version,
         "gpus": _gpus(driver),
         "targets": [{**asdict(target), "needs": list(target.needs)} for target in table],
@@ -70,6 +71,20 @@ def _gpus(driver: Cuda) -> list[dict[str, Any]]:
         }
         for gpu in driver.gpus
     ]
+
+
+def _kernels() -> dict[str, Any]:
+    """Whether the CUDA kernels can be compiled here, and what that needs."""
+    from fasa_trt.core.errors import FasaError
+    from fasa_trt.plugins.library import find_flashinfer, find_nvcc
+
+    needs = []
+    for find in (find_nvcc, find_flashinfer):
+        try:
+            find()
+        except FasaError as error:
+            needs.append(str(error))
+    return {"can_build": not needs, "needs": needs}
 
 
 def _providers() -> list[str]:
@@ -95,6 +110,7 @@ def _show(facts: dict[str, Any]) -> None:
         machine.add_row(module, version or "[dim]not installed[/]")
     machine.add_row("onnxruntime providers", ", ".join(facts["onnxruntime_providers"]) or "[dim]none[/]")
     machine.add_row("nvcc", facts["nvcc"] or "[dim]not found[/]")
+    machine.add_row("CUDA kernels", "can be built" if facts["kernels"]["can_build"] else "[dim]cannot be built[/]")
     machine.add_row("CUDA driver", facts["cuda_driver"] or "[dim]not found[/]")
     for gpu in facts["gpus"]:
         memory = human_bytes(gpu["memory_bytes"])
@@ -109,4 +125,6 @@ def _show(facts: dict[str, Any]) -> None:
     for target in facts["targets"]:
         for need in target["needs"]:  # below the table and unwrapped, so that a command can be copied
             out.print(f"[bold]{target['name']}[/] {escape(need)}", soft_wrap=True)
+    for need in facts["kernels"]["needs"]:
+        out.print(f"[bold]CUDA kernels[/] {escape(need)}", soft_wrap=True)
     out.print(f"fasa-trt build takes [bold]{facts['default_target']}[/] unless told otherwise.", soft_wrap=True)

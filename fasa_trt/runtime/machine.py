@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
-import os
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+
+from fasa_trt.core.errors import FasaError
 
 # CUdevice_attribute in cuda.h
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
@@ -68,15 +67,13 @@ def cuda() -> Cuda:
 
 
 def nvcc_version() -> str | None:
-    """The CUDA toolkit whose compiler is on PATH or under CUDA_HOME; None when there is none."""
-    name = "nvcc.exe" if sys.platform == "win32" else "nvcc"
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    found = shutil.which("nvcc") or shutil.which(name, path=str(Path(home) / "bin"))
-    if found is None:
-        return None
+    """The CUDA toolkit whose compiler would build the kernels; None when there is none."""
+    from fasa_trt.plugins.library import find_nvcc
+
     try:
-        output = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.TimeoutExpired):
+        command = [str(find_nvcc()), "--version"]
+        output = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+    except (FasaError, OSError, subprocess.TimeoutExpired):
         return None
     release = re.search(r"release (\d+\.\d+)", output)
     return release.group(1) if release else "unknown"
