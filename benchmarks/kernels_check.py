@@ -6,11 +6,13 @@ python -m benchmarks.kernels_check --output benchmarks/results/h200/kernels-chec
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,36 +20,89 @@ from xml.etree import ElementTree
 import torch
 
 from benchmarks.common import ROOT, run_facts, write_result
+from fasa_trt.core.errors import FasaError
 
+TESTS = "tests/plugins"
 TOOLS = ("memcheck", "racecheck", "synccheck")
-SMALL = "ragged_batch or pool_layout or rotation or labels_are"  # every kernel, short sequences
+# Every kernel, with few and short sequences. A test is among them whose name has all the words of a line.
+SMALL = (
+    ("test_ragged_batch", "dtype0"),  # decode: every label kind and reduction, and rows within the budget
+    ("test_heads_of_prefixes", "dtype1", "2-9"),  # float16, and two columns of query heads
+    ("test_heads[", "sum-3-3-96"),  # head_dim 96
+    ("test_more_heads_than_a_warp_has_lanes", "5-7"),
+    ("test_cluster", "30000-256-sum-int4"),
+    ("test_budget", "sum-5000-4096"),  # the longest lists
+    ("test_pool_layout", "int4-1-8"),
+    ("test_equal_scores", "700-sum"),  # ties
+    ("test_repeated_scores", "20001-3-int4"),  # so many that lists overflow
+    ("test_labels_among_other_things", "24-True"),
+    ("test_softcap", "sum"),
+    ("test_decode_with_a_softcap", "300"),  # dense, with a window
+    ("test_decode_of_head_groups", "2-2-96"),
+    ("test_prefill_of_a_mixed_batch", "64-dtype0"),
+    ("test_prefill_of_a_mixed_batch", "96-dtype1"),
+    ("test_prefill_of_long_prompts", "2-1-128-dtype0"),  # the kernels of compute capability 9.0
+    ("test_rotation", "16-dtype0"),  # append
+    ("test_norms_come_before",),
+    ("test_nothing_else_is_written",),
+)
+
+
+def selection() -> str:
+    """SMALL as pytest's -k takes it."""
+    return " or ".join(f"({' and '.join(words)})" for words in SMALL)
 
 
 def run_tests(directory: Path) -> dict[str, Any]:
-    """Counts of the whole suite and what failed."""
+    """Counts of the whole suite, in all and by file, and what failed."""
     report = directory / "tests.xml"
-    subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/plugins", f"--junitxml={report}"], cwd=ROOT)
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    return {
-        "cases": len(cases) - skipped,
-        "passed": len(cases) - skipped - len(failed),
-        "failed": len(failed),
-        "skipped": skipped,
-        "failures": failed,
-    }
+    subprocess.run([sys.executable, "-m", "pytest", "-q", TESTS, f"--junitxml={report}"], cwd=ROOT)
+    if not report.is_file():
+        raise FasaError("pytest did not get as far as a report", hint=f"python -m pytest {TESTS} says why")
+    return counts(report)
+
+
+def counts(report: Path) -> dict[str, Any]:
+    """Of a JUnit report. `cases` are those that ran."""
+    files: dict[str, Counter[str]] = {}
+    failures = []
+    for case in ElementTree.parse(report).iter("testcase"):
+        outcome = outcome_of(case)
+        files.setdefault((case.get("classname") or "").split(".")[-1], Counter())[outcome] += 1
+        if outcome == "failed":
+            failures.append(case.get("name"))
+    total = sum(files.values(), Counter[str]())
+    return {**_figures(total), "failures": failures, "files": {name: _figures(files[name]) for name in sorted(files)}}
+
+
+def outcome_of(case: ElementTree.Element) -> str:
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    return "skipped" if case.find("skipped") is not None else "passed"
+
+
+def _figures(outcomes: Counter[str]) -> dict[str, int]:
+    passed, failed = outcomes["passed"], outcomes["failed"]
+    return {"cases": passed + failed, "passed": passed, "failed": failed, "skipped": outcomes["skipped"]}
 
 
 def sanitize(tool: str, timeout: float) -> dict[str, Any]:
-    """One tool over the small tests; only this project's kernels are instrumented."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "tests/plugins", "-k", SMALL, "-p", "no:cacheprovider"]
-    command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=fasa", "--error-exitcode", "9", *pytest]
-    start = time.perf_counter()
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return {"clean": None, "summary": f"did not finish within {timeout:.0f} s"}
+    """One tool over the small tests. Only the kernels of this project's library are instrumented: their mangled names
+    have its namespace in them, also those of FlashInfer's templates, whose arguments are of it."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", TESTS, "-k", selection(), "-p", "no:cacheprovider"]
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "tests.xml"
+        command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=fasa", "--error-exitcode", "9", *pytest]
+        start = time.perf_counter()
+        try:
+            done = subprocess.run(
+                [*command, f"--junitxml={report}"], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+            )
+        except subprocess.TimeoutExpired:
+            return {"clean": None, "summary": f"did not finish within {timeout:.0f} s"}
+        except OSError as error:
+            return {"clean": None, "summary": f"compute-sanitizer does not start: {error.strerror}"}
+        files = counts(report)["files"] if report.is_file() else {}
     text = done.stdout + done.stderr
     summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
     tests = re.findall(r"^.*(?:passed|failed).* in .*$", text, re.MULTILINE)
@@ -55,6 +110,7 @@ def sanitize(tool: str, timeout: float) -> dict[str, Any]:
         "clean": done.returncode == 0 and bool(summaries) and bool(tests),
         "summary": summaries[-1] if summaries else text[-500:],
         "tests": tests[-1].strip() if tests else None,
+        "files": {name: figures["passed"] for name, figures in files.items()},
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -64,19 +120,41 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the result")
     parser.add_argument("--commit", help="of the kernels, where this is not a git checkout")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for each sanitizer tool")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=("tests", *TOOLS),
+        default=("tests", *TOOLS),
+        help="part of it; the rest is kept from the output file where that is of the same commit and GPU",
+    )
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("error: no CUDA GPU here (run this on the machine whose GPU is to be checked)")
     facts = run_facts()
-    with tempfile.TemporaryDirectory() as directory:
-        tests = run_tests(Path(directory))
-    print(tests, flush=True)
-    sanitizer = {}
-    for tool in TOOLS:
-        sanitizer[tool] = sanitize(tool, arguments.timeout)
-        print(tool, sanitizer[tool], flush=True)
-    result = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **tests, "sanitizer": sanitizer}
-    write_result(arguments.output, {**facts, "commit": arguments.commit or facts["commit"], **result})
-    if tests["failed"] or not all(found["clean"] for found in sanitizer.values()):
+    facts.update(commit=arguments.commit or facts["commit"], gpu=torch.cuda.get_device_name(), torch=torch.__version__)
+    record = {**kept(arguments.output, facts), **facts}
+    sanitizer = record.pop("sanitizer", {})
+    for part in arguments.only:
+        if part == "tests":
+            with tempfile.TemporaryDirectory() as directory:
+                record.update(run_tests(Path(directory)))
+            print({key: record[key] for key in ("cases", "passed", "failed", "skipped", "failures")}, flush=True)
+        else:
+            sanitizer[part] = sanitize(part, arguments.timeout)
+            print(part, sanitizer[part], flush=True)
+        write_result(arguments.output, {**record, "sanitizer": sanitizer})
+    if record.get("failed") or not all(found["clean"] for found in sanitizer.values()):
         sys.exit("error: not all checks are clean")
+
+
+def kept(output: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The record at `output` where it says the same of the kernels and the GPU; nothing otherwise."""
+    try:
+        record: dict[str, Any] = json.loads(output.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    same = all(record.get(key) == facts[key] for key in ("commit", "gpu")) and facts["commit"] != "unknown"
+    return record if same else {}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import common, decode_cpu, export_speed, recall
+from benchmarks import common, decode_cpu, export_speed, plot_kernels, recall
+from benchmarks.kernels.__main__ import kernels
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 from tests.models import make_model
@@ -48,7 +49,9 @@ def test_random_profile_fits_its_checkpoint_and_repeats(tmp_path: Path) -> None:
     assert (rankings[0] != rankings[2]).any()
 
 
-@pytest.mark.parametrize("script", [recall.recall, decode_cpu.decode_cpu, export_speed.export_speed])
+@pytest.mark.parametrize(
+    "script", [recall.recall, decode_cpu.decode_cpu, export_speed.export_speed, kernels, plot_kernels.plot_kernels]
+)
 def test_help_explains_and_gives_an_example(
     script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,89 @@
+"""The main table: FASA with every label kind and reduction against the fastest dense kernel, shape by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.kernels.cache import Paged, fitting
+from benchmarks.kernels.dense import FAILURES, Kernel, dense_us, one_line
+from benchmarks.kernels.fasa import BUDGET, Variant, decode_calls
+from benchmarks.kernels.timing import median, replay_us, stages_us
+
+SHAPES = ((4096, 1), (8192, 16), (32768, 1), (32768, 8), (32768, 32), (131072, 1), (131072, 8))
+QUICK_SHAPES = ((32768, 8), (131072, 1))
+VARIANTS = (Variant("int4", 32), Variant("int8", 32), Variant("fp8", 32), Variant("prefix", 16), Variant("prefix", 24))
+REDUCTION_SHAPES = ((32768, 1), (32768, 8), (131072, 8))
+REDUCTIONS = ("mean_softmax", "max_softmax", "per_head")
+
+
+def variants_of(context: int, batch: int) -> Iterator[Variant]:
+    yield from VARIANTS
+    if (context, batch) in REDUCTION_SHAPES:
+        yield from (Variant("int4", 32, reduction) for reduction in REDUCTIONS)
+
+
+def rows(kernels: Mapping[str, Kernel], bandwidth: float, *, quick: bool, repeats: int) -> dict[str, Any]:
+    """{"rows": one for each shape and variant, "dense": raw samples of each shape}."""
+    found: list[dict[str, Any]] = []
+    dense: list[dict[str, Any]] = []
+    for context, batch in QUICK_SHAPES if quick else SHAPES:
+        paged = fitting(context, batch)
+        if paged is None:
+            continue
+        samples = dense_us(paged, kernels, repeats)
+        dense.append({"context": context, "batch": batch, "copies": len(paged.pools), "samples": samples})
+        for variant in variants_of(context, batch):
+            try:
+                row = {**row_of(paged, variant, bandwidth, repeats), **fastest(samples)}
+            except FAILURES as reason:
+                print(f"{context:7d} x {batch:3d} {variant}: left out: {one_line(reason)}", flush=True)
+                continue
+            found.append(row)
+            print(describe(row), flush=True)
+        del paged
+    return {"rows": found, "dense": dense}
+
+
+def fastest(samples: Mapping[str, list[float]]) -> dict[str, Any]:
+    """The dense figures of a row; none where no dense kernel ran."""
+    if not samples:
+        return {"dense_us": None, "dense_kernel": None}
+    name = min(samples, key=lambda name: median(samples[name]))
+    return {"dense_us": median(samples[name]), "dense_kernel": name}
+
+
+def row_of(paged: Paged, variant: Variant, bandwidth: float, repeats: int) -> dict[str, Any]:
+    """FASA's figures. fasa_us: where sequences within the budget may be in the batch, so that their kernel is launched
+    too. fasa_long_us: where the caller knows that there are none."""
+    calls = decode_calls(paged, variant)
+    samples = replay_us(calls, repeats)
+    stages = stages_us(calls)
+    long_samples = replay_us(decode_calls(paged, variant, min_length=paged.context), repeats)
+    limit = variant.bytes_of(paged.context, paged.batch) / bandwidth * 1e6
+    return {
+        "context": paged.context,
+        "batch": paged.batch,
+        "dtype": "bfloat16",
+        "labels": variant.labels,
+        "n_tip": variant.n_tip,
+        "reduction": variant.reduction,
+        "budget": BUDGET,
+        "fasa_us": median(samples),
+        "fasa_long_us": median(long_samples),
+        "stages_us": stages,
+        "limit_us": round(limit, 3),
+        "limit_share": round(limit / median(samples), 3),
+        "fasa_samples": samples,
+        "fasa_long_samples": long_samples,
+    }
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    dense = "no dense kernel" if row["dense_us"] is None else f"dense {row['dense_us']:7.1f} ({row['dense_kernel']})"
+    ratio = "" if row["dense_us"] is None else f", {row['dense_us'] / row['fasa_us']:5.2f}x"
+    return (
+        f"{row['context']:7d} x {row['batch']:3d} {row['labels']:>6} n_tip {row['n_tip']} {row['reduction']}: {dense}, "
+        f"fasa {row['fasa_us']:6.1f}, long {row['fasa_long_us']:6.1f} {row['stages_us']}, "
+        f"limit {row['limit_us']:6.1f} ({row['limit_share']:.0%}){ratio}"
+    )

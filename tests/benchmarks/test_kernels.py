@@ -1,0 +1,253 @@
+"""The kernel benchmarks as far as they go without a GPU: bytes, conclusions, calls, the figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.kernels import __main__ as script
+from benchmarks.kernels import cache, crossover, dense, prefill, rows, topk
+from benchmarks.kernels.cache import KV_HEADS, Q_HEADS, SPARE_BYTES, Paged, cache_bytes, copies_of
+from benchmarks.kernels.crossover import crossover_length
+from benchmarks.kernels.dense import fasa_dense, one_line, reference, sdpa
+from benchmarks.kernels.fasa import BUDGET, Variant, decode_calls, random_labels
+from benchmarks.kernels.prefill import fasa_prefill
+from benchmarks.kernels.prefill import sdpa as sdpa_prefill
+from benchmarks.kernels.rows import REDUCTION_SHAPES, SHAPES, describe, fastest, variants_of
+from benchmarks.kernels.timing import Calls, kernel_name
+from benchmarks.kernels.topk import select_and_attend_us
+from benchmarks.kernels_check import counts, kept
+from benchmarks.plot_kernels import plot_kernels
+from fasa_trt.core.errors import FasaError
+
+
+def paged(context: int, batch: int) -> Paged:
+    blocks = context // 64
+    return Paged(
+        context=context,
+        batch=batch,
+        q=torch.randn(batch, Q_HEADS, 128, dtype=torch.bfloat16),
+        pools=[torch.randn(batch * blocks, 1, 2, KV_HEADS, 64, 128, dtype=torch.bfloat16)],
+        table=torch.randperm(batch * blocks).int().view(batch, blocks),
+        lengths=torch.full((batch,), context, dtype=torch.int32),
+    )
+
+
+def test_bytes_of_a_step() -> None:
+    chosen = 8 * BUDGET * 4 * 128
+    assert Variant("int4", 32).bytes_of(1000, 3) == 3 * (8 * 1000 * (32 + 2) + chosen)
+    assert Variant("int8", 32).bytes_of(1000, 1) == 8 * 1000 * (64 + 2) + chosen
+    assert Variant("fp8", 32).bytes_of(1000, 1) == 8 * 1000 * 64 + chosen
+    assert Variant("prefix", 16).bytes_of(1000, 1) == 8 * 1000 * 64 + chosen
+    assert Variant("int4", 32, "per_head").bytes_of(1000, 1) == 8 * 1000 * 34 + 4 * chosen
+    assert cache_bytes(32768, 8) == 32768 * 8 * 8 * 128 * 4
+
+
+def test_caches_rotate_as_far_as_memory_goes() -> None:
+    roomy = 130 << 30
+    assert copies_of(4096, 1, roomy) == 64
+    assert copies_of(32768, 1, roomy) == 16
+    assert copies_of(131072, 8, roomy) == 2
+    assert copies_of(131072, 64, 2 * cache_bytes(131072, 64) + SPARE_BYTES) == 1
+    assert copies_of(131072, 64, 40 << 30) == 0
+    for context, batch in SHAPES:  # an empty GPU of 80 GB holds every row twice
+        assert copies_of(context, batch, 78 << 30) >= 2
+
+
+def test_every_row_is_there() -> None:
+    names = {(variant.labels, variant.n_tip, variant.reduction) for variant in variants_of(32768, 8)}
+    plain = {("4bit", 32), ("8bit", 32), ("fp8", 32), ("prefix", 16), ("prefix", 24)}
+    assert names == {(*label, "sum") for label in plain} | {
+        ("4bit", 32, reduction) for reduction in ("mean_softmax", "max_softmax", "per_head")
+    }
+    assert len(list(variants_of(4096, 1))) == 5
+    assert set(REDUCTION_SHAPES) <= set(SHAPES)
+
+
+def test_the_fastest_dense_kernel_by_median() -> None:
+    samples = {"a": [1.0, 9.0, 9.0], "b": [5.0, 6.0, 50.0]}
+    assert fastest(samples) == {"dense_us": 6.0, "dense_kernel": "b"}
+    assert fastest({}) == {"dense_us": None, "dense_kernel": None}
+    row = {"context": 4096, "batch": 1, "labels": "4bit", "n_tip": 32, "reduction": "sum", "stages_us": {}}
+    times = {"fasa_us": 3.0, "fasa_long_us": 2.0, "limit_us": 1.0, "limit_share": 0.333}
+    assert "2.00x" in describe({**row, **times, **fastest(samples)})
+    assert "no dense kernel" in describe({**row, **times, **fastest({})})
+
+
+def points(pairs: list[tuple[float | None, float]], batch: int = 1) -> list[dict[str, Any]]:
+    return [
+        {"context": 512 << i, "batch": batch, "dense_us": dense, "fasa_us": fasa, "auto_us": fasa, "limit_us": fasa / 2}
+        for i, (dense, fasa) in enumerate(pairs)
+    ]
+
+
+def test_crossover_is_for_good() -> None:
+    assert crossover_length(points([(9, 10), (12, 10), (9, 11), (20, 12), (40, 14)]), 1) == 4096
+    assert crossover_length(points([(9, 8), (12, 10)]), 1) == 512
+    assert crossover_length(points([(12, 10), (9, 10)]), 1) is None
+    assert crossover_length(points([(12, 10), (None, 10)]), 1) == 512
+    assert crossover_length(points([(12, 10)], batch=4), 1) is None
+
+
+def test_kernel_names() -> None:
+    signature = "void fasa::(anonymous namespace)::score_labels<__nv_bfloat16, 8, true>(fasa_decode_params, int)"
+    assert kernel_name(signature) == "score_labels"
+    assert kernel_name("fasa::select_and_attend(int)") == "select_and_attend"
+    assert kernel_name("Memset (Device)") == "Memset"
+    assert select_and_attend_us({"score_labels": 5.0, "select_and_attend": 7.0, "dense": 1.5}) == 8.5
+
+
+@pytest.mark.parametrize("variant", [Variant("int4", 32), Variant("fp8", 32), Variant("prefix", 16)])
+def test_calls_fit_the_operators(variant: Variant) -> None:
+    """The operators' fake versions take the calls, so the arguments are those of the schemas."""
+    with FakeTensorMode():
+        case = paged(1024, 2)
+        for calls in (decode_calls(case, variant, min_length=1024, dense_below=-1), fasa_dense(case)):
+            out = calls[0]()
+            assert out.shape == case.q.shape and out.dtype == case.q.dtype
+        q = torch.empty(1024, Q_HEADS, 128, dtype=torch.bfloat16)
+        assert fasa_prefill(paged(1024, 1), q)[0]().shape == q.shape
+
+
+def test_labels_are_numbers() -> None:
+    labels, scales = random_labels(Variant("fp8", 32), 20, torch.device("cpu"))
+    assert labels.shape == (20, 64, 8, 64) and scales.shape == (20, 64, 8)
+    assert not labels.view(torch.float8_e4m3fn).float().isnan().any()
+    assert random_labels(Variant("int4", 32), 2, torch.device("cpu"))[0].shape == (2, 64, 8, 32)
+    assert random_labels(Variant("prefix", 32), 2, torch.device("cpu"))[0].numel() == 0
+
+
+def test_the_check_of_dense_kernels() -> None:
+    """Paged caches unfold to the sequences that their table names; SDPA on them agrees with the float32 reference."""
+    case = paged(192, 2)
+    pool = case.pools[0]
+    unfolded = case.contiguous(pool)
+    block = int(case.table[1, 2])
+    torch.testing.assert_close(unfolded[1, 1, 3, 128:192], pool[block, 0, 1, 3])
+    assert case.offsets[1, 0, 2] == 2 * block and case.offsets[1, 1, 2] == 2 * block + 1
+    got = sdpa("MATH", case)[0]()
+    assert got.shape == case.q.shape
+    assert (got.float() - reference(case)).abs().max() < 0.02
+
+
+def test_prefill_is_causal() -> None:
+    case = paged(128, 1)
+    q = torch.randn(128, Q_HEADS, 128, dtype=torch.bfloat16)
+    got = sdpa_prefill("MATH", case, q)[0]().float()
+    v = case.contiguous(case.pools[0])[1, 0].repeat_interleave(Q_HEADS // KV_HEADS, dim=0)
+    torch.testing.assert_close(got[0], v[:, 0].float())
+    assert got.shape == q.shape
+    last = dataclasses.replace(case, q=q[127:])  # the last query sees all: it is a decode step
+    torch.testing.assert_close(got[127:], reference(last), atol=0.02, rtol=0.02)
+
+
+def test_sections() -> None:
+    assert script.chosen(None) == script.SECTIONS
+    assert script.chosen("topk, rows") == ("rows", "topk")
+    with pytest.raises(FasaError, match="no such section: 'speed'"):
+        script.chosen("rows,speed")
+    assert one_line(RuntimeError("first\nsecond")) == "RuntimeError: first"
+    assert one_line(KeyError()) == "KeyError: KeyError"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu() -> None:
+    with pytest.raises(FasaError, match="no CUDA GPU here"):
+        script.kernels()
+
+
+def test_the_figure(tmp_path: Path) -> None:
+    record = tmp_path / "kernels.json"
+    cases = points([(9, 10), (20, 10), (None, 12)]) + points([(9, 10), (10, 11), (11, 12)], batch=8)
+    crossover = {"labels": "4bit", "n_tip": 32, "from": {"1": 1024, "8": None}, "points": cases}
+    record.write_text(json.dumps({"gpu": "NVIDIA Example", "crossover": crossover}))
+    plot_kernels(record)
+    figure = (tmp_path / "kernels.svg").read_text("utf-8")
+    for words in ("NVIDIA Example", "batch 1: faster from 1k", "batch 8: no gain", "4-bit labels"):
+        assert words in figure  # matplotlib draws text as paths and names it in a comment
+    plot_kernels(record, [tmp_path / "again.svg", tmp_path / "kernels.png"])
+    assert (tmp_path / "again.svg").read_text("utf-8") == figure
+    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "cannot read"), ("{}", "no crossover section"), ('{"crossover": {"points": []}}', "no crossover section")],
+)
+def test_records_without_a_figure(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "kernels.json").write_text(content)
+    with pytest.raises(FasaError, match=message):
+        plot_kernels(tmp_path / "kernels.json")
+    with pytest.raises(FasaError, match="cannot read"):
+        plot_kernels(tmp_path / "missing.json")
+
+
+def test_counts_by_file(tmp_path: Path) -> None:
+    cases = """
+        <testcase classname="tests.plugins.test_decode" name="a"/>
+        <testcase classname="tests.plugins.test_decode" name="b"><failure message="x"/></testcase>
+        <testcase classname="tests.plugins.test_append" name="c"><skipped message="no GPU"/></testcase>
+        <testcase classname="tests.plugins.test_append" name="d"/>
+    """
+    (tmp_path / "tests.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    found = counts(tmp_path / "tests.xml")
+    assert (found["cases"], found["passed"], found["failed"], found["skipped"]) == (3, 2, 1, 1)
+    assert found["failures"] == ["b"]
+    assert found["files"]["test_append"] == {"cases": 1, "passed": 1, "failed": 0, "skipped": 1}
+    assert list(found["files"]) == ["test_append", "test_decode"]
+
+
+def test_every_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All sections, over tensors without contents: every call is made once instead of timed."""
+
+    def replay_us(calls: list[Callable[[], Any]], repeats: int = 30) -> list[float]:
+        calls[0]()
+        return [float(len(calls))] * repeats
+
+    def stages_us(calls: list[Callable[[], Any]]) -> dict[str, float]:
+        calls[0]()
+        return {"score_labels": 2.0, "select_and_attend": 3.0}
+
+    for module in (rows, crossover, dense, topk, prefill):
+        for stand_in in (replay_us, stages_us):
+            if hasattr(module, stand_in.__name__):
+                monkeypatch.setattr(module, stand_in.__name__, stand_in)
+    monkeypatch.setattr(prefill, "timed", lambda calls, wanted, repeats: {"us": calls[0]().shape[0], "tflops": 1.0})
+    monkeypatch.setattr(cache, "DEVICE", "cpu")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (130 << 30, 141 << 30))
+
+    def broken(_: Paged) -> Calls:
+        raise RuntimeError("out of memory")
+
+    kernels: dict[str, dense.Kernel] = {"broken": broken, "fasa dense": fasa_dense}
+    with FakeTensorMode():
+        table = rows.rows(kernels, 4e12, quick=True, repeats=2)
+        curve = crossover.crossover(kernels, 4e12, quick=True, repeats=2)
+        selection = topk.topk(quick=True, repeats=2)
+        long = prefill.prefill(quick=True, repeats=2)
+    assert len(table["rows"]) == 13 and len(table["dense"]) == 2
+    assert all(row["dense_kernel"] == "fasa dense" and row["fasa_us"] == row["dense_us"] for row in table["rows"])
+    assert len(curve["points"]) == 8 and curve["from"] == {"1": None, "16": None}
+    assert selection["rows"][0]["fasa_select_and_attend_us"] == 3.0
+    assert "torch.topk float32" in selection["rows"][0]["kernels"]
+    assert long["rows"][0]["kernels"]["fasa prefill"]["us"] == 4096
+    record = {"gpu": "NVIDIA Example", **table, "crossover": curve, "topk": selection, "prefill": long}
+    (tmp_path / "kernels.json").write_text(json.dumps(record))
+    plot_kernels(tmp_path / "kernels.json")
+
+
+def test_parts_of_a_check_belong_to_one_commit(tmp_path: Path) -> None:
+    file, facts = tmp_path / "check.json", {"commit": "abc", "gpu": "Example"}
+    assert kept(file, facts) == {}
+    file.write_text(json.dumps({**facts, "cases": 3}))
+    assert kept(file, facts) == {**facts, "cases": 3}
+    assert kept(file, {**facts, "commit": "abd"}) == {} == kept(file, {**facts, "gpu": "Other"})
+    file.write_text("{")
+    assert kept(file, facts) == {}
