@@ -11,9 +11,10 @@
 namespace fasa {
 namespace {
 
-// Where FASA_DENSE_AUTO draws the line: below so many cached bytes of keys and values in a step, dense
-// attention is done before selection is (measured; see plugins/README.md).
-constexpr int64_t kCrossoverBytes = 48 << 20;
+// Where FASA_DENSE_AUTO draws the line: below so many cached bytes of keys and values in a step, or so few
+// budgets of context, dense attention is done before selection is (measured; see plugins/README.md).
+constexpr int64_t kCrossoverBytes = 28 << 20;
+constexpr int kCrossoverBudgets = 3;
 
 bool valid(const fasa_labels& labels, int head_dim) {
     constexpr int kKnown[] = {8, 16, 24, 32, 48, 64};
@@ -66,11 +67,14 @@ struct Workspace {
 }  // namespace fasa
 
 extern "C" int32_t fasa_dense_below(const fasa_decode_params* params) {
-    if (params == nullptr || !fasa::valid(*params)) {
+    using namespace fasa;
+    if (params == nullptr || params->num_seqs < 1 || params->pool.num_kv_heads < 1 ||
+        params->pool.head_dim < 1) {
         return 0;
     }
     const int64_t token = 4 * static_cast<int64_t>(params->pool.head_dim) * params->pool.num_kv_heads;
-    return static_cast<int32_t>(fasa::kCrossoverBytes / (token * params->num_seqs));
+    const int64_t line = kCrossoverBytes / (token * params->num_seqs);
+    return static_cast<int32_t>(std::max<int64_t>(line, kCrossoverBudgets * params->budget));
 }
 
 extern "C" size_t fasa_decode_workspace(const fasa_decode_params* params) {

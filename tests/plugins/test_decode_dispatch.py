@@ -86,7 +86,9 @@ def measured_crossover(case: Case) -> int:
     from fasa_trt.plugins.torch.ops import _pool, library
     from fasa_trt.plugins.torch.structs import DecodeParams
 
-    params = DecodeParams(num_seqs=len(case.lengths), pool=_pool(case.pool, case.layer, case.offsets))
+    params = DecodeParams(
+        num_seqs=len(case.lengths), budget=case.spec.budget, pool=_pool(case.pool, case.layer, case.offsets)
+    )
     line: int = library(case.q.device, case.q.shape[-1]).fasa_dense_below(ctypes.byref(params))
     return line
 
@@ -160,7 +162,7 @@ def test_bad_parameters_are_refused() -> None:
     for changes in ({"budget": 8, "sink": 1, "recent": 1}, {"budget": 5000}):
         with pytest.raises(FasaError, match="out of its range"):
             case.with_spec(**changes).run()
-    with pytest.raises(FasaError, match="no kernel for this combination"):
+    with pytest.raises(FasaError, match="out of its range"):
         replace(case, n_tip=40, labels=torch.zeros(*case.labels.shape[:3], 80, dtype=torch.uint8, device="cuda")).run()
     with pytest.raises(FasaError, match="too short for n_tip 64"):
         replace(case, n_tip=64).run()
