@@ -119,9 +119,17 @@ class Weights:
 
         return self.lazy(f"{prefix}qkv.{kind}", (rows, *stored[0].shape[1:]), pieces)
 
-    def head_norm(self, plan: LayerPlan, which: str, offset: float) -> tuple[ir.Value, bool] | None:
-        """The weight of `q_norm` or `k_norm`, [Hkv, heads per KV head, d] in baked order, and whether the norm spans
-        all heads (OLMo 2) rather than each by itself; None where there is no such norm."""
+    def head_norm(
+        self,
+        plan: LayerPlan,
+        which: str,
+        offset: float,
+        *,
+        shape: tuple[int, ...] | None = None,
+        dtype: str = "float32",
+    ) -> tuple[ir.Value, bool] | None:
+        """The weight of `q_norm` or `k_norm`, [Hkv, heads per KV head, d] in baked order or these elements as `shape`,
+        and whether the norm spans all heads (OLMo 2) rather than each by itself; None where there is no such norm."""
         name = f"model.layers.{plan.index}.self_attn.{which}_norm.weight"
         if not self.has(name):
             return None
@@ -139,7 +147,8 @@ class Weights:
             dims = plan.dims()
             return full if dims is None else np.take_along_axis(full, dims[:, None, :], axis=2)
 
-        return self.lazy(f"{name}.baked", (kv_heads, per_group, head_dim), lambda: [read()], "float32"), spans_heads
+        shape = shape or (kv_heads, per_group, head_dim)
+        return self.lazy(f"{name}.baked", shape, lambda: [read()], dtype), spans_heads
 
 
 def group_qkv(

@@ -1,6 +1,6 @@
 """The decoder graph, written from a config and a plan: everything but attention itself, which a lowering supplies.
 
-Activations between layers are flat, [batch * tokens, hidden]; only attention sees the two axes.
+Activations between layers are flat, [tokens of all sequences, hidden]; only attention tells sequences apart.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.export.architectures import Architecture, Multipliers, architecture_of, multipliers_of
 from fasa_trt.export.bake import Weights
-from fasa_trt.export.graph import IR_VERSION, OPSET, Ops
+from fasa_trt.export.graph import IR_VERSIONS, OPSET, Ops
 from fasa_trt.export.plan import LayerPlan
+
+RMS_OPSET = 23  # the first with RMSNormalization
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,17 @@ class Context:
     multipliers: Multipliers
     ops: Ops
     weights: Weights
+    opset: int
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
         """RMS norm over the last axis, in float32 as the checkpoints were trained."""
         weight = self.weights.norm(name, self.architecture.norm_offset)
         eps = float(self.checkpoint.config.rms_norm_eps)
         ops = self.ops
-        return ops.from_float32(ops.RMSNormalization(ops.to_float32(x), weight, axis=-1, epsilon=eps))
+        x = ops.to_float32(x)
+        if self.opset < RMS_OPSET:
+            return ops.from_float32(rms_norm(ops, x, weight, eps))
+        return ops.from_float32(ops.RMSNormalization(x, weight, axis=-1, epsilon=eps))
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
         """x [rows, in] times the checkpoint's [out, in] weight, plus its bias where it has one."""
@@ -64,7 +70,11 @@ class Attention(Protocol):
         """From the fused projection [rows, Hkv*(G+2)*d] to attention's output [rows, heads*d]."""
 
     def logit_rows(self) -> ir.Value:
-        """int64 [...], the rows of the flat activations whose logits are wanted."""
+        """int64 [*logit_dims], the rows of the flat activations whose logits are wanted."""
+
+    @property
+    def logit_dims(self) -> Sequence[str]:
+        """Names of the logits' dims before the vocabulary."""
 
 
 def build_decoder(context: Context, attention: Attention, layers: Sequence[LayerPlan]) -> ir.Model:
@@ -89,22 +99,30 @@ def build_decoder(context: Context, attention: Attention, layers: Sequence[Layer
         y = _mlp(context, f"{prefix}mlp.", norm(x, architecture.mlp_norm))
         y = norm(y, architecture.after_mlp_norm)
         x = ops.Add(x, context.scaled(y, context.multipliers.residual))
-    logits = _logits(context, x, attention.logit_rows())
+    logits = _logits(context, x, attention)
     outputs = [logits, *attention.outputs]
     graph = ir.Graph(
         list(attention.inputs),
         outputs,
         nodes=ops.nodes,
         initializers=ops.initializers,
-        opset_imports={"": OPSET},
+        opset_imports={"": context.opset},
         name=f"fasa_{context.checkpoint.config.model_type}",
     )
-    return ir.Model(graph, ir_version=IR_VERSION, producer_name="fasa-trt")
+    return ir.Model(graph, ir_version=IR_VERSIONS[context.opset], producer_name="fasa-trt")
 
 
-def new_context(checkpoint: Checkpoint, dtype: str) -> Context:
+def new_context(checkpoint: Checkpoint, dtype: str, opset: int = OPSET) -> Context:
     ops = Ops(dtype)
-    return Context(checkpoint, architecture_of(checkpoint), multipliers_of(checkpoint), ops, Weights(checkpoint, ops))
+    architecture, multipliers = architecture_of(checkpoint), multipliers_of(checkpoint)
+    return Context(checkpoint, architecture, multipliers, ops, Weights(checkpoint, ops), opset)
+
+
+def rms_norm(ops: Ops, x: ir.Value, weight: ir.Value, eps: float) -> ir.Value:
+    """RMS norm of a float32 `x` over its last axis, for opsets without RMSNormalization."""
+    mean = ops.ReduceMean(ops.Mul(x, x), ops.const([-1]), keepdims=1)
+    root = ops.Sqrt(ops.Add(mean, ops.const(eps, "float32")))
+    return ops.Mul(ops.Div(x, root), weight)
 
 
 def _projection(context: Context, plan: LayerPlan, x: ir.Value) -> ir.Value:
@@ -133,9 +151,9 @@ def _activation(context: Context, x: ir.Value) -> ir.Value:
     raise FasaError(f"activation {name!r} is not supported", hint="supported: silu, gelu, gelu_pytorch_tanh")
 
 
-def _logits(context: Context, x: ir.Value, rows: ir.Value) -> ir.Value:
-    """Logits float32 [*rows.shape, vocab] of the chosen rows alone."""
-    ops, config = context.ops, context.checkpoint.config
+def _logits(context: Context, x: ir.Value, attention: Attention) -> ir.Value:
+    """Logits float32 [*logit_dims, vocab] of the chosen rows alone."""
+    ops, config, rows = context.ops, context.checkpoint.config, attention.logit_rows()
     flat = ops.Gather(x, ops.Reshape(rows, ops.const([-1])), axis=0)
     flat = context.norm(flat, "model.norm.weight")
     tied = config.tie_word_embeddings or not context.weights.has("lm_head.weight")
@@ -148,5 +166,5 @@ def _logits(context: Context, x: ir.Value, rows: ir.Value) -> ir.Value:
     shape = ops.Concat(ops.Shape(rows), ops.const([int(config.vocab_size)]), axis=0)
     result: ir.Value = ops.Reshape(ops.to_float32(logits), shape)
     result.name, result.dtype = "logits", ir.DataType.FLOAT
-    result.shape = ir.Shape(["batch", "logit_tokens", int(config.vocab_size)])
+    result.shape = ir.Shape([*attention.logit_dims, int(config.vocab_size)])
     return result

@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 
 OPSET = 24  # the first with TensorScatter
-IR_VERSION = 11
+PLUGIN_OPSET = 20  # the last that TensorRT 10.14 parses
+IR_VERSIONS = {OPSET: 11, PLUGIN_OPSET: 10}
 
 DTYPES: dict[str, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
@@ -52,13 +53,28 @@ class Ops:
             raise AttributeError(op_type)
 
         def append(*inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> Any:
-            name = f"{op_type}_{next(self._root._serial)}"
-            values = self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs, name=name)
-            for index, value in enumerate(values):
-                value.name = name if outputs == 1 else f"{name}_{index}"
+            values = self._append(op_type, inputs, attributes, outputs)
             return values[0] if outputs == 1 else values
 
         return append
+
+    def foreign(self, domain: str, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """The output of an op that ONNX does not define; the model must import `domain`."""
+        return self._append(op_type, inputs, attributes, 1, domain)[0]
+
+    def _append(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: dict[str, Any],
+        outputs: int,
+        domain: str = "",
+    ) -> Sequence[ir.Value]:
+        name = f"{op_type}_{next(self._root._serial)}"
+        values = self._tape.op_multi_out(op_type, inputs, attributes, num_outputs=outputs, name=name, domain=domain)
+        for index, value in enumerate(values):
+            value.name = name if outputs == 1 else f"{name}_{index}"
+        return values
 
     def initializer(self, tensor: ir.TensorProtocol) -> ir.Value:
         """Registers a named tensor, perhaps a lazy one, as a weight of the outer graph."""

@@ -58,7 +58,12 @@ def export_onnx(
     attention = StandardAttention(
         context, spec, capacity=max_seq_len if fixed_capacity else None, portable=fixed_capacity
     )
-    model = build_decoder(context, attention, layers)
+    write_onnx(build_decoder(context, attention, layers), path, progress)
+    return Exported(path, layers)
+
+
+def write_onnx(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
+    """Writes `path` and `path` + ".data", both or neither. Raises FasaError when the disk is full or unwritable."""
 
     def report(tensor: Any, info: Any) -> None:
         if progress is not None:
@@ -82,4 +87,3 @@ def export_onnx(
         ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Exported(path, layers)

@@ -55,6 +55,10 @@ class StandardAttention:
     def logit_rows(self) -> ir.Value:
         return self.step.logit_rows()
 
+    @property
+    def logit_dims(self) -> Sequence[str]:
+        return ["batch", "logit_tokens"]
+
     def layer(self, plan: LayerPlan, qkv: ir.Value) -> ir.Value:
         ops = self.context.ops
         q, k, v = self._rotated_qkv(ops, plan, qkv)

@@ -1,0 +1,86 @@
+"""What the CUDA kernels can execute (`plugins/kernels/fasa.h`), checked before anything is exported for them.
+
+Labels, by which a decode step scores the cached tokens, are read from the first dims of the key rows ("prefix"), or
+from quantised copies. TensorRT-LLM has no place for the copies but the pool itself, so a sparse layer then declares one
+KV head more, its *label head*: of each token, the K row holds the labels of all KV heads, the V row their scales. A
+pool can be sized for that; the plugin itself reads prefix labels alone so far (`READABLE`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from fasa_trt.core.checkpoint import Checkpoint
+from fasa_trt.core.errors import FasaError
+from fasa_trt.core.spec import SparseSpec
+from fasa_trt.export.graph import NUMPY_DTYPES
+from fasa_trt.export.plan import LayerPlan
+
+LabelKind = Literal["prefix", "int4", "int8", "fp8"]
+LABEL_KINDS: dict[LabelKind, int] = {kind: code for code, kind in enumerate(get_args(LabelKind))}
+READABLE: tuple[LabelKind, ...] = ("prefix",)
+DTYPES = ("float16", "bfloat16")
+HEAD_DIMS = (64, 96, 128, 256)
+N_TIPS = (8, 16, 24, 32, 48, 64)
+BUDGETS = (16, 4096)
+MAX_SPARSE_HEADS, MAX_KV_HEADS, MAX_GROUP = 128, 32, 16
+SCALE_BYTES = 2  # float16, one a token and KV head; FP8 has none
+
+
+def nearest_n_tip(n_tip: int, head_dim: int) -> int:
+    """The count of frequency chunks closest to `n_tip` that a kernel has; the larger of two that are equally close."""
+    possible = [known for known in N_TIPS if 2 * known <= head_dim]
+    return min(possible, key=lambda known: (abs(known - n_tip), -known))
+
+
+def pool_kv_heads(num_kv_heads: int, layers: Sequence[LayerPlan], labels: LabelKind) -> list[int]:
+    """KV heads that each layer has in the pool, its label head included."""
+    return [num_kv_heads + (labels != "prefix" and plan.sparse) for plan in layers]
+
+
+def label_bytes(labels: LabelKind, n_tip: int) -> int:
+    """Bytes of one quantised label, its scale not counted."""
+    return n_tip if labels == "int4" else 2 * n_tip
+
+
+def check_kernels(
+    checkpoint: Checkpoint, spec: SparseSpec, layers: Sequence[LayerPlan], *, dtype: str, labels: LabelKind
+) -> None:
+    """Raises FasaError when the kernels cannot execute the model or the choice."""
+    if dtype not in DTYPES:
+        raise FasaError(f"the plugin does not compute in {dtype}", hint=f"--dtype {' or '.join(DTYPES)}")
+    if labels not in READABLE:
+        raise FasaError(f"the plugin does not read {labels} labels", hint=f"it reads {', '.join(READABLE)}")
+    heads, kv_heads, head_dim = checkpoint.num_heads, checkpoint.num_kv_heads, checkpoint.head_dim
+    otherwise = "build for onnxruntime instead"
+    if head_dim not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        raise FasaError(f"the plugin has no kernel for heads of {head_dim} dims", hint=f"it has {known}; {otherwise}")
+    sparse = any(plan.sparse for plan in layers)
+    if kv_heads > MAX_KV_HEADS or heads > MAX_GROUP * kv_heads or (sparse and heads > MAX_SPARSE_HEADS):
+        raise FasaError(
+            f"the plugin has no kernel for {heads} query heads and {kv_heads} KV heads",
+            hint=f"at most {MAX_SPARSE_HEADS} and {MAX_KV_HEADS}, and {MAX_GROUP} query heads a KV head; {otherwise}",
+        )
+    if sparse:
+        _check_sparse(spec, kv_heads, head_dim, NUMPY_DTYPES[dtype].itemsize, labels)
+
+
+def _check_sparse(spec: SparseSpec, kv_heads: int, head_dim: int, item_size: int, labels: LabelKind) -> None:
+    assert spec.n_tip is not None
+    if spec.n_tip not in N_TIPS:
+        raise FasaError(
+            f"the plugin has no kernel for n-tip {spec.n_tip}", hint=f"--n-tip {nearest_n_tip(spec.n_tip, head_dim)}"
+        )
+    lowest, highest = BUDGETS
+    if not lowest <= spec.budget <= highest:
+        raise FasaError(f"the plugin cannot attend to {spec.budget} tokens", hint=f"a budget of {lowest} to {highest}")
+    if labels == "prefix":
+        return
+    row, needed = head_dim * item_size, kv_heads * label_bytes(labels, spec.n_tip)
+    if needed > row or kv_heads * SCALE_BYTES > row:
+        raise FasaError(
+            f"{labels} labels of {kv_heads} KV heads take {needed} bytes a token, a label head has {row}",
+            hint="lower --n-tip, or use prefix labels",
+        )
