@@ -1,9 +1,11 @@
-"""Finds nvcc and FlashInfer, builds the kernel library for a GPU architecture and some head_dims, caches and loads it.
+"""Finds nvcc and FlashInfer, builds the kernel library for a GPU architecture and some head_dims, caches and loads it;
+builds TensorRT's plugin, which is the same with the sources in `tensorrt/`.
 
 A source whose name ends in a head_dim (`attend_128.cu`) is compiled for that head_dim only. The others are common to
 all; those that mention FASA_HAS_ get `-DFASA_HAS_128=1` and so on for the head_dims of the library, which answers
 FASA_UNSUPPORTED for the rest. Sources that include FlashInfer's headers get its include paths. Those with `hopper` in
-their name are for compute capability 9.0 only, where FASA_HAS_HOPPER is defined.
+their name are for compute capability 9.0 only, where FASA_HAS_HOPPER is defined. The plugin's sources get TensorRT's
+headers and FASA_TENSORRT_HEADERS where TENSORRT_ROOT names the folder above `include`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -26,6 +29,7 @@ from pathlib import Path
 from fasa_trt.core.errors import FasaError
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
+TENSORRT = Path(__file__).resolve().parent / "tensorrt"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 HOPPER = "90"
 HEAD_DIMS = (64, 96, 128, 256)
@@ -40,6 +44,7 @@ FLASHINFER_HEADERS = (
     "cccl/libcudacxx/include/cuda/std/cstdint",
     "cutlass/include/cutlass/version.h",
 )
+TENSORRT_HEADERS = ("NvInferRuntime.h", "NvInferRuntimeBase.h", "NvInferRuntimePlugin.h", "NvInferVersion.h")
 # CUTLASS calls constexpr host functions on the device; FlashInfer captures structured bindings.
 HOPPER_FLAGS = ("--expt-relaxed-constexpr", "-DNDEBUG", "-diag-suppress", "1444,3357")
 _LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -99,25 +104,40 @@ def find_flashinfer() -> Path:
     )
 
 
-def path(architecture: str, head_dims: Sequence[int] = HEAD_DIMS) -> Path:
-    """Where `build` leaves the library of the sources as they are, whether or not it is there. Where the compiler or
-    FlashInfer is missing: the newest that was built from these sources, for more head_dims if need be. Raises FasaError
-    when the architecture or a head_dim is unknown."""
-    stem = _stem(architecture, head_dims)
+def find_tensorrt_headers() -> Path | None:
+    """The folder of TensorRT's headers; None where TENSORRT_ROOT is not set. Raises FasaError when it lacks them."""
+    named = os.environ.get("TENSORRT_ROOT")
+    if not named:
+        return None
+    include = Path(named) / "include"
+    if not all((include / header).is_file() for header in TENSORRT_HEADERS):
+        raise FasaError(
+            f"TENSORRT_ROOT names {named}, which lacks include/{' or include/'.join(TENSORRT_HEADERS)}",
+            hint="unset it: TensorRT's headers are not needed",
+        )
+    return include
+
+
+def path(architecture: str, head_dims: Sequence[int] = HEAD_DIMS, *, plugin: bool = False) -> Path:
+    """Where `build` (with plugin: `build_plugin`) leaves the library of the sources as they are, whether or not it is
+    there. Where the compiler or FlashInfer is missing: the newest that was built from these sources, for more head_dims
+    if need be. Raises FasaError when the architecture or a head_dim is unknown."""
+    stem = _stem(architecture, head_dims, plugin)
+    headers = _tensorrt_version() if plugin else ""
     try:
-        version = _version(find_nvcc(), find_flashinfer())
+        version = _version(find_nvcc(), find_flashinfer()) + headers
     except FasaError:
-        return _built(architecture, head_dims) or cache_directory() / f"{stem}{SUFFIX}"
+        return _built(architecture, head_dims, plugin) or cache_directory() / f"{stem}{SUFFIX}"
     return cache_directory() / f"{stem}-{version}{SUFFIX}"
 
 
-def _built(architecture: str, head_dims: Sequence[int]) -> Path | None:
+def _built(architecture: str, head_dims: Sequence[int], plugin: bool) -> Path | None:
     """The newest library with as few head_dims beside the wanted ones as possible; None where the cache has none."""
     others = sorted(set(HEAD_DIMS) - set(head_dims))
     for count in range(len(others) + 1):
         built: list[Path] = []
         for more in combinations(others, count):
-            built += cache_directory().glob(f"{_stem(architecture, (*head_dims, *more))}-*{SUFFIX}")
+            built += cache_directory().glob(f"{_stem(architecture, (*head_dims, *more), plugin)}-*{SUFFIX}")
         if built:
             return max(built, key=lambda file: file.stat().st_mtime)
     return None
@@ -137,11 +157,27 @@ def build(
     after each object; `force` compiles everything again. Raises FasaError when the architecture or a head_dim is
     unknown, the compiler or FlashInfer is missing, or the compiler fails.
     """
-    target = path(architecture, head_dims)
+    return _build(architecture, head_dims, False, force, progress)
+
+
+def build_plugin(
+    architecture: str,
+    head_dims: Sequence[int] = HEAD_DIMS,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """TensorRT's plugin library, the kernels included, whose objects it shares with `build`. TensorRT itself is not
+    needed. Raises FasaError as `build` does, and for a TENSORRT_ROOT without headers."""
+    return _build(architecture, head_dims, True, force, progress)
+
+
+def _build(architecture: str, head_dims: Sequence[int], plugin: bool, force: bool, progress: Progress | None) -> Path:
+    target = path(architecture, head_dims, plugin=plugin)
     if target.is_file() and not force:
         return target
     compiler = _Compiler(find_nvcc(), find_flashinfer(), architecture, head_dims)
-    sources = _sources(architecture, head_dims)
+    sources = _sources(architecture, head_dims, plugin)
     try:
         objects = cache_directory() / "objects"
         objects.mkdir(parents=True, exist_ok=True)
@@ -191,6 +227,8 @@ class _Compiler:
             flags += self.selection
         if b"<flashinfer/" in content:
             flags += [f"-I{self.flashinfer / path}" for path in FLASHINFER_INCLUDES]
+        if b"FASA_TENSORRT_HEADERS" in content and (headers := find_tensorrt_headers()):
+            flags += [f"-I{headers}", "-DFASA_TENSORRT_HEADERS=1", f"-DFASA_TENSORRT_VERSION=0x{_tensorrt_version()}"]
         return flags
 
     def compile(self, source: Path, directory: Path, force: bool) -> Path:
@@ -225,7 +263,7 @@ class _Compiler:
             raise FasaError(message, hint="CUDA 12.8 or newer is needed")
 
 
-def _stem(architecture: str, head_dims: Sequence[int]) -> str:
+def _stem(architecture: str, head_dims: Sequence[int], plugin: bool) -> str:
     """The start of a library's name: what it is for, and the content of its sources."""
     if architecture not in ARCHITECTURES:
         raise FasaError(f"unknown GPU architecture {architecture!r}", hint=f"one of {', '.join(ARCHITECTURES)}")
@@ -236,15 +274,17 @@ def _stem(architecture: str, head_dims: Sequence[int]) -> str:
             hint=f"one of {', '.join(map(str, HEAD_DIMS))}",
         )
     flags = Path(__file__).read_bytes()
-    content = _digest(flags, *(_content(source) for source in _sources(architecture, head_dims)))
-    return f"libfasa_kernels-sm{architecture}-{'.'.join(map(str, sorted(set(head_dims))))}-{content}"
+    content = _digest(flags, *(_content(source) for source in _sources(architecture, head_dims, plugin)))
+    name = "libfasa_trt_plugin" if plugin else "libfasa_kernels"
+    return f"{name}-sm{architecture}-{'.'.join(map(str, sorted(set(head_dims))))}-{content}"
 
 
-def _sources(architecture: str, head_dims: Sequence[int]) -> list[Path]:
+def _sources(architecture: str, head_dims: Sequence[int], plugin: bool) -> list[Path]:
     """The longest to compile first."""
     files = [file for file in sorted(KERNELS.glob("*.cu")) if _head_dim(file) in (None, *head_dims)]
     files = [file for file in files if architecture == HOPPER or not _is_hopper(file)]
-    return sorted(files, key=lambda file: not _is_hopper(file))
+    adapter = [*TENSORRT.glob("*.cpp"), *TENSORRT.glob("*.cu")] if plugin else []
+    return sorted(files, key=lambda file: not _is_hopper(file)) + sorted(adapter)
 
 
 def _is_hopper(source: Path) -> bool:
@@ -258,14 +298,18 @@ def _head_dim(source: Path) -> int | None:
 
 
 def _content(source: Path) -> bytes:
-    """A source with all files that it includes from its folder."""
+    """A source with all files that it includes from its folder and from beside it."""
     seen: dict[str, bytes] = {}
     names = [source.name]
     while names:
         name = names.pop()
         if name not in seen and (source.parent / name).is_file():
             seen[name] = (source.parent / name).read_bytes()
-            names += [found.decode() for found in _LOCAL_INCLUDE.findall(seen[name])]
+            folder = posixpath.dirname(name)
+            names += [
+                posixpath.normpath(posixpath.join(folder, found.decode()))
+                for found in _LOCAL_INCLUDE.findall(seen[name])
+            ]
     return b"".join(name.encode() + b"\0" + seen[name] for name in sorted(seen))
 
 
@@ -275,6 +319,12 @@ def _digest(*parts: bytes | str) -> str:
         data = part.encode() if isinstance(part, str) else part
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()[:16]
+
+
+def _tensorrt_version() -> str:
+    """Of the headers that TENSORRT_ROOT names, to be added to a version; empty without it."""
+    headers = find_tensorrt_headers()
+    return _digest(*((headers / name).read_bytes() for name in TENSORRT_HEADERS)) if headers else ""
 
 
 @cache
