@@ -5,13 +5,11 @@ All blocks must lie in the pool that is given. The sliding `window` counts token
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins.torch.ops import _check, _check_tensors, _pool, library
+from fasa_trt.plugins.torch.ops import _check_tensors, _launch, _pool
 from fasa_trt.plugins.torch.structs import DecodeParams, PrefillParams
 
 
@@ -96,12 +94,3 @@ def prefill(
 @prefill.register_fake
 def _(q: Tensor, *rest: object) -> Tensor:
     return q.new_empty(q.shape)
-
-
-def _launch(name: str, params: DecodeParams | PrefillParams, q: Tensor) -> None:
-    """Calls a function of the library on the current stream with the workspace that it asks for."""
-    lib = library(q.device, q.shape[-1])
-    size = getattr(lib, f"{name}_workspace")(ctypes.byref(params))
-    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
-    params.workspace, params.workspace_bytes = workspace.data_ptr(), size
-    _check(lib, getattr(lib, name)(ctypes.byref(params), torch.cuda.current_stream(q.device).cuda_stream))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins.library import load
-from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, declare
+from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, PrefillParams, declare
 
 LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2, "fp8": 3}
 REDUCTIONS = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3}
@@ -78,11 +78,7 @@ def decode(
         pool=_pool(pool, layer, offsets),
         labels=_labels(label_kind, n_tip, labels, scales, pool),
     )
-    lib = library(q.device, q.shape[-1])
-    size = lib.fasa_decode_workspace(ctypes.byref(params))
-    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
-    params.workspace, params.workspace_bytes = workspace.data_ptr(), size
-    _check(lib, lib.fasa_decode(ctypes.byref(params), torch.cuda.current_stream(q.device).cuda_stream))
+    _launch("fasa_decode", params, q)
     return out
 
 
@@ -188,6 +184,15 @@ def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor)
         scale_token_stride=2 * scales.stride(1) if scaled else 0,
         scale_head_stride=2 * scales.stride(2) if scaled else 0,
     )
+
+
+def _launch(name: str, params: DecodeParams | PrefillParams, q: Tensor) -> None:
+    """Calls a function of the library on the current stream with the workspace that it asks for."""
+    lib = library(q.device, q.shape[-1])
+    size = getattr(lib, f"{name}_workspace")(ctypes.byref(params))
+    workspace = torch.empty(max(size, 1), dtype=torch.uint8, device=q.device)
+    params.workspace, params.workspace_bytes = workspace.data_ptr(), size
+    _check(lib, getattr(lib, name)(ctypes.byref(params), torch.cuda.current_stream(q.device).cuda_stream))
 
 
 def _check(lib: ctypes.CDLL, status: int) -> None:
