@@ -3,6 +3,7 @@
 //
 // One warp takes one head of one token. Bytes are few (a row in, a row out); for prefill the rows of a token
 // are contiguous, so loads and stores coalesce.
+#include "head_dims.cuh"
 #include "labels.cuh"
 #include "launch.cuh"
 
@@ -25,15 +26,8 @@ __device__ void write_label(const fasa_labels& labels, const fasa_pool& pool, in
         return;
     }
     const int top = labels.kind == FASA_LABELS_INT4 ? 7 : 127;
-    float largest = 0.f;
-    for (int d = lane; d < dims; d += kWarp) {
-        largest = fmaxf(largest, fabsf(key[d]));
-    }
-    for (int step = kWarp / 2; step; step /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-    }
     // The scale is stored as float16, so the codes are made with the rounded one. It is never 0 nor infinite.
-    const __half scale = __float2half_rn(fminf(fmaxf(largest / top, 6.2e-5f), 65504.f));
+    const __half scale = __float2half_rn(fminf(fmaxf(largest_magnitude(key, dims) / top, 6.2e-5f), 65504.f));
     const float step = __half2float(scale);
     const auto code = [&](int d) { return max(-top, min(top, __float2int_rn(key[d] / step))); };
     if (labels.kind == FASA_LABELS_INT4) {
@@ -122,12 +116,9 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
 
 bool valid(const fasa_append_params& p) {
     const fasa_pool& pool = p.pool;
-    const int tokens = pool.tokens_per_block;
     const bool labelled = p.labels.kind != FASA_LABELS_PREFIX;
-    return p.num_tokens >= 0 && pool.head_dim >= 2 && pool.head_dim <= 256 && pool.head_dim % 2 == 0 &&
-           pool.num_kv_heads >= 1 && p.num_q_heads >= 1 && p.num_q_heads % pool.num_kv_heads == 0 &&
-           tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 &&
-           (pool.dtype == FASA_FLOAT16 || pool.dtype == FASA_BFLOAT16) &&
+    return pool_valid(pool) && p.num_tokens >= 0 && pool.head_dim >= 2 && pool.head_dim <= 256 &&
+           pool.head_dim % 2 == 0 && p.num_q_heads >= 1 && p.num_q_heads % pool.num_kv_heads == 0 &&
            (!labelled || (p.labels.n_tip >= 1 && 2 * p.labels.n_tip <= pool.head_dim &&
                           2 * p.labels.n_tip <= kLabelDims && p.labels.offset_divisor >= 1));
 }

@@ -47,10 +47,6 @@ __device__ inline int block_scan(BlockScratch& scratch, int& turn, int mine, int
     return before + inclusive - mine;
 }
 
-__device__ inline __half2 as_half2(uint32_t word) {
-    return *reinterpret_cast<const __half2*>(&word);
-}
-
 __device__ inline __half2 twice(uint32_t key) {
     return __half2half2(__ushort_as_half(static_cast<uint16_t>(key)));
 }
@@ -86,11 +82,7 @@ __device__ inline uint4 shortened(const uint4& keys, int real) {
 }
 
 __device__ inline uint4 larger_octet(const uint4& a, const uint4& b) {
-    const auto larger = [](uint32_t x, uint32_t y) {
-        const __half2 z = __hmax2(as_half2(x), as_half2(y));
-        return *reinterpret_cast<const uint32_t*>(&z);
-    };
-    return {larger(a.x, b.x), larger(a.y, b.y), larger(a.z, b.z), larger(a.w, b.w)};
+    return {larger_pair(a.x, b.x), larger_pair(a.y, b.y), larger_pair(a.z, b.z), larger_pair(a.w, b.w)};
 }
 
 constexpr uint32_t kAllRanks = 0x400;  // key_rank(kLowest): every token that exists

@@ -56,20 +56,15 @@ __device__ inline int64_t block_bytes(const fasa_pool& pool) {
     return static_cast<int64_t>(pool.tokens_per_block) * pool.num_kv_heads * pool.head_dim * 2;
 }
 
-// The row of `head_dim` elements of one token, in the block that `offset` names.
+// The row of `head_dim` elements of one token.
 template <typename T>
-__device__ inline T* block_row(const fasa_pool& pool, int32_t offset, int token, int kv_head) {
+__device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
     const int shift = __ffs(pool.tokens_per_block) - 1;
+    const int32_t offset = block_offset(pool, seq, kind, token >> shift);
     char* base = static_cast<char*>(offset < 0 ? pool.secondary : pool.primary);
     base += (offset & 0x7fffffff) * block_bytes(pool);
     const int row = (kv_head << shift) + (token & (pool.tokens_per_block - 1));
     return reinterpret_cast<T*>(base) + static_cast<int64_t>(row) * pool.head_dim;
-}
-
-template <typename T>
-__device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
-    const int shift = __ffs(pool.tokens_per_block) - 1;
-    return block_row<T>(pool, block_offset(pool, seq, kind, token >> shift), token, kv_head);
 }
 
 // The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a
@@ -90,6 +85,16 @@ __device__ inline uint32_t key_rank(uint32_t key) {
 }
 __device__ inline uint32_t rank_key(uint32_t rank) {
     return rank & 0x8000 ? rank ^ 0x8000 : 0xffff ^ rank;
+}
+
+__device__ inline __half2 as_half2(uint32_t word) {
+    return *reinterpret_cast<const __half2*>(&word);
+}
+
+// The larger keys of two pairs.
+__device__ inline uint32_t larger_pair(uint32_t a, uint32_t b) {
+    const __half2 larger = __hmax2(as_half2(a), as_half2(b));
+    return *reinterpret_cast<const uint32_t*>(&larger);
 }
 
 // Lets the next kernel on the stream start its prologue.

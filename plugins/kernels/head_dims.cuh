@@ -32,20 +32,23 @@ fasa_status with_head_dim(int head_dim, Launch launch) {
     }
 }
 
+// The ranges that fasa.h states for a pool, but for head_dim.
+inline bool pool_valid(const fasa_pool& pool) {
+    const int tokens = pool.tokens_per_block;
+    return tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 && pool.num_kv_heads >= 1 &&
+           pool.num_kv_heads <= 32 && pool.max_blocks >= 1 &&
+           (pool.dtype == FASA_FLOAT16 || pool.dtype == FASA_BFLOAT16);
+}
+
 // What the parameters of dense decode and of prefill have in common.
 template <typename Params>
 bool dense_valid(const Params& p) {
     const fasa_pool& pool = p.pool;
-    const int tokens = pool.tokens_per_block;
-    const bool pool_fits = tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 &&
-                           pool.num_kv_heads >= 1 && pool.num_kv_heads <= 32 && pool.max_blocks >= 1 &&
-                           (pool.dtype == FASA_FLOAT16 || pool.dtype == FASA_BFLOAT16);
     const uintptr_t addresses = reinterpret_cast<uintptr_t>(p.q) | reinterpret_cast<uintptr_t>(p.out) |
                                 reinterpret_cast<uintptr_t>(pool.primary);
-    const bool aligned = addresses % 16 == 0;
-    return pool_fits && p.num_q_heads >= 1 && p.num_q_heads % pool.num_kv_heads == 0 &&
-           p.num_q_heads / pool.num_kv_heads <= 16 && p.num_seqs >= 1 && p.num_seqs <= 65535 &&
-           p.window >= 0 && aligned;
+    return pool_valid(pool) && addresses % 16 == 0 && p.num_q_heads >= 1 &&
+           p.num_q_heads % pool.num_kv_heads == 0 && p.num_q_heads / pool.num_kv_heads <= 16 &&
+           p.num_seqs >= 1 && p.num_seqs <= 65535 && p.window >= 0;
 }
 
 }  // namespace fasa

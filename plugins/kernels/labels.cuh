@@ -121,6 +121,18 @@ __device__ inline uint4 load_16(const void* source) {
     return x;
 }
 
+// Of n floats in shared memory; one warp.
+__device__ inline float largest_magnitude(const float* x, int n) {
+    float largest = 0.f;
+    for (int d = threadIdx.x % kWarp; d < n; d += kWarp) {
+        largest = fmaxf(largest, fabsf(x[d]));
+    }
+    for (int step = kWarp / 2; step; step /= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
+    }
+    return largest;
+}
+
 // Where a token's label and its scale lie.
 struct LabelAddress {
     char* label;

@@ -36,16 +36,8 @@ __device__ inline void reduce_query(float* out, const fasa_decode_params& p, int
 
 // Replaces `query` (n floats in shared memory) by its int8 codes; one warp. Returns the scale.
 __device__ inline float quantise_query(float* query, int n) {
-    const int lane = threadIdx.x % kWarp;
-    float largest = 0.f;
-    for (int d = lane; d < n; d += kWarp) {
-        largest = fmaxf(largest, fabsf(query[d]));
-    }
-    for (int step = kWarp / 2; step; step /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-    }
-    const float scale = fmaxf(largest, 1e-20f) / 127.f;
-    for (int d = lane; d < n; d += kWarp) {
+    const float scale = fmaxf(largest_magnitude(query, n), 1e-20f) / 127.f;
+    for (int d = threadIdx.x % kWarp; d < n; d += kWarp) {
         query[d] = static_cast<float>(max(-127, min(127, __float2int_rn(query[d] / scale))));
     }
     __syncwarp();
@@ -123,11 +115,6 @@ __device__ inline uint32_t token_key(const fasa_decode_params& p, int token, int
         return kHidden;
     }
     return is_forced(token, length, p.sink, p.recent) ? kForced : score_key(score);
-}
-
-__device__ inline uint32_t larger_pair(uint32_t a, uint32_t b) {
-    const __half2 larger = __hmax2(*reinterpret_cast<__half2*>(&a), *reinterpret_cast<__half2*>(&b));
-    return *reinterpret_cast<const uint32_t*>(&larger);
 }
 
 __device__ inline uint32_t larger_key(uint32_t a, uint32_t b) {
