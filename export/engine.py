@@ -21,6 +21,7 @@ from fasa_trt.export.config import BuildConfig
 from fasa_trt.export.graph import NUMPY_DTYPES
 from fasa_trt.export.onnx_model import WEIGHTS_SUFFIX, export_onnx
 from fasa_trt.export.plan import LayerPlan, plan_layers
+from fasa_trt.export.trtllm_config import model_sizes
 
 Report = Callable[[str, int, int], None]  # stage, steps done, steps in all
 ONNX_FILE = "model.onnx"
@@ -82,19 +83,9 @@ def engine_config(
     checkpoint: Checkpoint, config: BuildConfig, layers: list[LayerPlan], model_file: str
 ) -> dict[str, Any]:
     """The content of config.json: the fields that TensorRT-LLM's runtimes know, and a section of our own."""
-    hf = checkpoint.config
     return {
         "version": version("fasa-trt"),
-        "pretrained_config": {
-            "architecture": (getattr(hf, "architectures", None) or [hf.model_type])[0],
-            "dtype": config.dtype,
-            "vocab_size": int(hf.vocab_size),
-            "hidden_size": int(hf.hidden_size),
-            "num_hidden_layers": checkpoint.num_layers,
-            "num_attention_heads": checkpoint.num_heads,
-            "num_key_value_heads": checkpoint.num_kv_heads,
-            "head_size": checkpoint.head_dim,
-        },
+        "pretrained_config": model_sizes(checkpoint, config.dtype),
         "build_config": {"max_batch_size": config.max_batch_size, "max_seq_len": config.max_seq_len},
         "fasa": {
             "target": config.target,

@@ -80,6 +80,21 @@ RULES: Mapping[str, Rule] = {
 }
 
 
+def model_sizes(checkpoint: Checkpoint, dtype: str) -> dict[str, Any]:
+    """What the `pretrained_config` of every engine says of its model."""
+    hf = checkpoint.config
+    return {
+        "architecture": str((getattr(hf, "architectures", None) or [hf.model_type])[0]),
+        "dtype": dtype,
+        "vocab_size": int(hf.vocab_size),
+        "hidden_size": int(hf.hidden_size),
+        "num_hidden_layers": checkpoint.num_layers,
+        "num_attention_heads": checkpoint.num_heads,
+        "num_key_value_heads": checkpoint.num_kv_heads,
+        "head_size": checkpoint.head_dim,
+    }
+
+
 def trtllm_config(
     checkpoint: Checkpoint,
     spec: SparseSpec,
@@ -97,17 +112,10 @@ def trtllm_config(
     The runtime sizes its KV pool by it, so label heads are counted as KV heads. target: one that runs the plugin.
     Raises FasaError when the result is not what the runtime needs.
     """
-    hf, heads = checkpoint.config, pool_kv_heads(checkpoint.num_kv_heads, layers, labels)
+    heads = pool_kv_heads(checkpoint.num_kv_heads, layers, labels)
     pretrained: dict[str, Any] = {
-        "architecture": str((getattr(hf, "architectures", None) or [hf.model_type])[0]),
-        "dtype": dtype,
+        **model_sizes(checkpoint, dtype),
         "logits_dtype": "float32",
-        "vocab_size": int(hf.vocab_size),
-        "hidden_size": int(hf.hidden_size),
-        "num_hidden_layers": checkpoint.num_layers,
-        "num_attention_heads": checkpoint.num_heads,
-        "num_key_value_heads": checkpoint.num_kv_heads,
-        "head_size": checkpoint.head_dim,
         "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
         "quantization": {},
     }

@@ -43,11 +43,10 @@ def random_profile(checkpoint: Checkpoint, seed: int = 0) -> Profile:
 
 
 @dataclass
-class Exported:
-    """An exported random model, its backend, and the transformers model that it came from."""
+class Planned:
+    """A random model: its checkpoint, what was planned for its export, and transformers' model."""
 
     checkpoint: Checkpoint
-    backend: OnnxRuntimeBackend
     layers: list[LayerPlan]
     spec: SparseSpec
     model: Any
@@ -57,6 +56,13 @@ class Exported:
         with torch.no_grad():
             result: Array = self.model(torch.from_numpy(tokens)).logits.numpy()
         return result
+
+
+@dataclass
+class Exported(Planned):
+    """The same, exported."""
+
+    backend: OnnxRuntimeBackend
 
 
 def backend_of(
@@ -87,7 +93,7 @@ def export(
     directory = make_model(variant, work / "checkpoint", seed=seed, **overrides)
     checkpoint, layers, backend = backend_of(directory, work, spec, with_profile=with_profile, seed=seed)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-    return Exported(checkpoint, backend, layers, spec, model)
+    return Exported(checkpoint, layers, spec, model, backend)
 
 
 def reference_steps(exported: Exported, tokens: Array, start: int) -> tuple[Array, Array]:

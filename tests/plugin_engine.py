@@ -27,7 +27,7 @@ from fasa_trt.export.graph import PLUGIN_OPSET
 from fasa_trt.export.onnx_model import write_onnx
 from fasa_trt.export.plan import LayerPlan, plan_layers
 from fasa_trt.export.plugin import NODE_BINDINGS, REDUCTION_CODES, PluginAttention, build_plugin_model
-from tests.engines import random_profile
+from tests.engines import Planned, random_profile
 from tests.models import VARIANTS, make_model
 
 Array = NDArray[Any]
@@ -187,20 +187,10 @@ class PackedEngine:
 
 
 @dataclass
-class Made:
-    """A random model three times: checkpoint, plugin engine, transformers. `tests.engines.reference_steps` takes it."""
+class Made(Planned):
+    """The same as a plugin engine. `tests.engines.reference_steps` takes it."""
 
-    checkpoint: Checkpoint
     engine: PackedEngine
-    layers: list[LayerPlan]
-    spec: SparseSpec
-    model: Any
-
-    def logits(self, tokens: Array) -> Array:
-        """transformers' logits [B, T, vocab] of whole sequences."""
-        with torch.no_grad():
-            result: Array = self.model(torch.from_numpy(tokens)).logits.numpy()
-        return result
 
 
 def make_engine(variant: str, work: Path, spec: SparseSpec, **overrides: Any) -> Made:
@@ -213,4 +203,4 @@ def make_engine(variant: str, work: Path, spec: SparseSpec, **overrides: Any) ->
     path = work / "plugin.onnx"
     write_onnx(build_plugin_model(context, PluginAttention(context, spec, LIMITS, layers), layers), path)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-    return Made(checkpoint, PackedEngine(path, checkpoint, layers), layers, spec, model)
+    return Made(checkpoint, layers, spec, model, PackedEngine(path, checkpoint, layers))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins.torch.ops import _check_tensors, _launch, _pool
-from fasa_trt.plugins.torch.structs import DecodeParams, PrefillParams
+from fasa_trt.plugins.torch.ops import _check_tensors, _decode, _launch, _pool
+from fasa_trt.plugins.torch.structs import PrefillParams
 
 
 @torch.library.custom_op("fasa::dense_decode", mutates_args=())
@@ -27,24 +27,8 @@ def dense_decode(
 ) -> Tensor:
     """One decode step of one layer that attends every cached token. q: contiguous [S, Hq, head_dim] after RoPE;
     lengths: int32 [S] on the device, at most max_length. Returns the attention's output, like q."""
-    _check_tensors(q, pool, offsets, lengths)
-    if not q.is_contiguous() or q.shape[0] != len(lengths):
-        raise FasaError("q must be contiguous [sequences, heads, head_dim]")
-    out = torch.empty_like(q)
-    params = DecodeParams(
-        q=q.data_ptr(),
-        out=out.data_ptr(),
-        lengths=lengths.data_ptr(),
-        num_seqs=q.shape[0],
-        num_q_heads=q.shape[1],
-        max_length=max_length,
-        scale=scale,
-        softcap=softcap,
-        window=window,
-        pool=_pool(pool, layer, offsets),
-    )
-    _launch("fasa_dense_decode", params, q)
-    return out
+    numbers = {"max_length": max_length, "scale": scale, "softcap": softcap, "window": window}
+    return _decode("fasa_dense_decode", q, pool, layer, offsets, lengths, **numbers)
 
 
 @dense_decode.register_fake

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,16 +57,13 @@ def decode(
     """One decode step of one layer. q: [S, Hq, head_dim] after RoPE; lengths: int32 [S] on the device, within
     min_length and max_length; dense_below: see fasa.h, -1 for the measured crossover. Returns the attention's output,
     like q. Raises FasaError for parameters that no kernel takes."""
-    _check_tensors(q, pool, offsets, lengths)
-    if not q.is_contiguous() or q.shape[0] != len(lengths):
-        raise FasaError("q must be contiguous [sequences, heads, head_dim]")
-    out = torch.empty_like(q)
-    params = DecodeParams(
-        q=q.data_ptr(),
-        out=out.data_ptr(),
-        lengths=lengths.data_ptr(),
-        num_seqs=q.shape[0],
-        num_q_heads=q.shape[1],
+    return _decode(
+        "fasa_decode",
+        q,
+        pool,
+        layer,
+        offsets,
+        lengths,
         max_length=max_length,
         min_length=min_length,
         dense_below=dense_below,
@@ -75,11 +73,8 @@ def decode(
         scale=scale,
         softcap=softcap,
         reduction=REDUCTIONS[reduction],
-        pool=_pool(pool, layer, offsets),
         labels=_labels(label_kind, n_tip, labels, scales, pool),
     )
-    _launch("fasa_decode", params, q)
-    return out
 
 
 @decode.register_fake
@@ -184,6 +179,25 @@ def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor)
         scale_token_stride=2 * scales.stride(1) if scaled else 0,
         scale_head_stride=2 * scales.stride(2) if scaled else 0,
     )
+
+
+def _decode(name: str, q: Tensor, pool: Tensor, layer: int, offsets: Tensor, lengths: Tensor, **numbers: Any) -> Tensor:
+    """Calls a decode function of the library; `numbers` are further fields of its parameters."""
+    _check_tensors(q, pool, offsets, lengths)
+    if not q.is_contiguous() or q.shape[0] != len(lengths):
+        raise FasaError("q must be contiguous [sequences, heads, head_dim]")
+    out = torch.empty_like(q)
+    params = DecodeParams(
+        q=q.data_ptr(),
+        out=out.data_ptr(),
+        lengths=lengths.data_ptr(),
+        num_seqs=q.shape[0],
+        num_q_heads=q.shape[1],
+        pool=_pool(pool, layer, offsets),
+        **numbers,
+    )
+    _launch(name, params, q)
+    return out
 
 
 def _launch(name: str, params: DecodeParams | PrefillParams, q: Tensor) -> None:
