@@ -45,6 +45,8 @@ SMALL = (
     ("test_rotation", "16-dtype0"),  # append
     ("test_norms_come_before",),
     ("test_nothing_else_is_written",),
+    ("test_decode[", "int4-8-64-3-sum"),  # labels in a head of the pool
+    ("test_append_to_the_second_pool", "int8-24"),
 )
 
 

@@ -134,13 +134,13 @@ extern "C" fasa_status fasa_append(const fasa_append_params* params, void* strea
     if (params->num_tokens == 0) {
         return FASA_OK;
     }
-    const int64_t items =
-        static_cast<int64_t>(params->num_tokens) * (params->num_q_heads + 2 * params->pool.num_kv_heads);
+    const fasa_append_params p = completed(*params);
+    const int64_t items = static_cast<int64_t>(p.num_tokens) * (p.num_q_heads + 2 * p.pool.num_kv_heads);
     constexpr int kPerBlock = kAppendThreads / kWarp;
     const auto blocks = static_cast<unsigned>((items + kPerBlock - 1) / kPerBlock);
     const auto on = static_cast<cudaStream_t>(stream);
-    if (params->pool.dtype == FASA_FLOAT16) {
-        return launch_overlapped(append<__half>, blocks, kAppendThreads, 0, on, *params);
+    if (p.pool.dtype == FASA_FLOAT16) {
+        return launch_overlapped(append<__half>, blocks, kAppendThreads, 0, on, p);
     }
-    return launch_overlapped(append<__nv_bfloat16>, blocks, kAppendThreads, 0, on, *params);
+    return launch_overlapped(append<__nv_bfloat16>, blocks, kAppendThreads, 0, on, p);
 }

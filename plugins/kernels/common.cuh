@@ -53,7 +53,7 @@ __device__ inline int32_t block_offset(const fasa_pool& pool, int seq, int kind,
 }
 
 __device__ inline int64_t block_bytes(const fasa_pool& pool) {
-    return static_cast<int64_t>(pool.tokens_per_block) * pool.num_kv_heads * pool.head_dim * 2;
+    return static_cast<int64_t>(pool.tokens_per_block) * pool.heads_per_block * pool.head_dim * 2;
 }
 
 // The row of `head_dim` elements of one token.

@@ -25,7 +25,8 @@ bool valid(const fasa_labels& labels, int head_dim) {
     }
     const int64_t bytes = labels.kind == FASA_LABELS_INT4 ? labels.n_tip : 2 * labels.n_tip;
     const int64_t misaligned = reinterpret_cast<intptr_t>(labels.labels) | labels.label_block_stride |
-                               labels.label_token_stride | labels.label_head_stride;
+                               labels.label_token_stride | labels.label_head_stride |
+                               labels.secondary_distance;
     return labels.kind == FASA_LABELS_PREFIX || (labels.labels != nullptr && labels.offset_divisor >= 1 &&
                                                  misaligned % (bytes % 16 ? 8 : 16) == 0);
 }
@@ -86,7 +87,7 @@ extern "C" fasa_status fasa_decode(const fasa_decode_params* params, void* strea
     if (params == nullptr || !valid(*params)) {
         return FASA_BAD_ARGUMENT;
     }
-    const fasa_decode_params& p = *params;
+    const fasa_decode_params p = completed(*params);
     const Workspace workspace(p, p.workspace);
     if (p.workspace == nullptr || p.workspace_bytes < workspace.bytes) {
         return FASA_SMALL_WORKSPACE;

@@ -131,10 +131,10 @@ extern "C" fasa_status fasa_dense_decode(const fasa_decode_params* params, void*
     if (params == nullptr || !valid(*params)) {
         return FASA_BAD_ARGUMENT;
     }
-    const size_t needed = dense_workspace(*params);
-    if (params->workspace_bytes < needed || (needed && params->workspace == nullptr)) {
+    const fasa_decode_params p = completed(*params);
+    const size_t needed = dense_workspace(p);
+    if (p.workspace_bytes < needed || (needed && p.workspace == nullptr)) {
         return FASA_SMALL_WORKSPACE;
     }
-    return launch_dense_decode(*params, params->max_length, params->workspace,
-                               static_cast<cudaStream_t>(stream));
+    return launch_dense_decode(p, p.max_length, p.workspace, static_cast<cudaStream_t>(stream));
 }

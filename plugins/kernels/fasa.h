@@ -52,7 +52,8 @@ typedef enum {
 } fasa_reduction;
 
 /* One layer's view of a paged KV pool, laid out as TensorRT-LLM 1.2 does: a block holds
- * [num_kv_heads, tokens_per_block, head_dim] elements of keys or of values. */
+ * [heads_per_block, tokens_per_block, head_dim] elements of keys or of values. Heads past num_kv_heads are
+ * neither read nor written, but for labels that point there (see fasa_labels). */
 typedef struct {
     void* primary; /* base of the layer in the GPU pool */
     void*
@@ -63,19 +64,28 @@ typedef struct {
     int32_t max_blocks;       /* columns of offsets */
     int32_t tokens_per_block; /* power of two, 8..128 */
     int32_t num_kv_heads;     /* 1..32 */
+    int32_t heads_per_block;  /* at least num_kv_heads; 0 for num_kv_heads */
     int32_t head_dim;         /* 64, 96, 128 or 256 */
     fasa_dtype dtype;         /* of keys, values, queries and output */
 } fasa_pool;
 
-/* A label cache. The label of a token lies in block (key offset / offset_divisor) of `labels`. */
+/* A label cache. The label of a token lies in block (key offset / offset_divisor) of `labels`. It is one of
+ *   an array beside the pool: offset_divisor is 2 * layers of the pool, secondary_distance 0;
+ *   a label head, one head more in each block (heads_per_block = num_kv_heads + 1). A token's row of it holds
+ *   the labels of all KV heads in the block of keys, and their scales in the block of values, which follows:
+ *   `labels` and `scales` are the label heads of offset 0 and of offset 1, offset_divisor is 1, block strides
+ *   are a block's bytes, token strides a row's, and secondary_distance is secondary - primary.
+ * Either way the first n tokens of a block can be copied alone. */
 typedef struct {
     fasa_label_kind kind;
-    int32_t n_tip;          /* 8, 16, 24, 32, 48 or 64 frequency chunks; at most head_dim / 2 */
-    void* labels;           /* device; unused for PREFIX, like everything below */
-    void* scales;           /* device float16, one a token and KV head; unused for FP8 */
-    int32_t offset_divisor; /* 2 * layers of the pool */
+    int32_t n_tip;              /* 8, 16, 24, 32, 48 or 64 frequency chunks; at most head_dim / 2 */
+    void* labels;               /* device; unused for PREFIX, like everything below */
+    void* scales;               /* device float16, one a token and KV head; unused for FP8 */
+    int32_t offset_divisor;     /* at least 1 */
+    int64_t secondary_distance; /* bytes from here to labels and scales of keys in the secondary pool */
     int64_t label_block_stride, label_token_stride, label_head_stride; /* bytes; multiples of 16, like the
-                               address of `labels`; of 8 where a label's bytes are not a multiple of 16 */
+                               address of `labels` and secondary_distance; of 8 where a label's bytes are
+                               not a multiple of 16 */
     int64_t scale_block_stride, scale_token_stride, scale_head_stride; /* bytes; multiples of 2 */
 } fasa_labels;
 

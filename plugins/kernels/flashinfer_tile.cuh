@@ -103,10 +103,10 @@ TileParams<T, Out> tile_params(const fasa_pool& pool, int num_q_heads, float sca
                                int window) {
     TileParams<T, Out> params;
     T* keys = static_cast<T*>(pool.primary);
-    T* values = keys + static_cast<size_t>(pool.tokens_per_block) * pool.num_kv_heads * pool.head_dim;
+    T* values = keys + static_cast<size_t>(pool.tokens_per_block) * pool.heads_per_block * pool.head_dim;
     params.paged_kv = flashinfer::paged_kv_t<T, int32_t>(
-        pool.num_kv_heads, pool.tokens_per_block, pool.head_dim, 1, flashinfer::QKVLayout::kHND, keys, values,
-        const_cast<int32_t*>(pool.offsets), nullptr, nullptr);
+        pool.heads_per_block, pool.tokens_per_block, pool.head_dim, 1, flashinfer::QKVLayout::kHND, keys,
+        values, const_cast<int32_t*>(pool.offsets), nullptr, nullptr);
     params.group_size = flashinfer::uint_fastdiv(num_q_heads / pool.num_kv_heads);
     params.num_qo_heads = num_q_heads;
     params.q_stride_h = pool.head_dim;

@@ -37,7 +37,16 @@ inline bool pool_valid(const fasa_pool& pool) {
     const int tokens = pool.tokens_per_block;
     return tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 && pool.num_kv_heads >= 1 &&
            pool.num_kv_heads <= 32 && pool.max_blocks >= 1 &&
+           (pool.heads_per_block == 0 || pool.heads_per_block >= pool.num_kv_heads) &&
            (pool.dtype == FASA_FLOAT16 || pool.dtype == FASA_BFLOAT16);
+}
+
+// `params` as the kernels want them: with the number of heads that a block has room for.
+template <typename Params>
+Params completed(const Params& params) {
+    Params p = params;
+    p.pool.heads_per_block = p.pool.heads_per_block == 0 ? p.pool.num_kv_heads : p.pool.heads_per_block;
+    return p;
 }
 
 // What the parameters of dense decode and of prefill have in common.

@@ -142,11 +142,13 @@ struct LabelAddress {
 __device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq,
                                              int token, int kv_head) {
     const int shift = __ffs(pool.tokens_per_block) - 1;
-    const int64_t block = (block_offset(pool, seq, 0, token >> shift) & 0x7fffffff) / labels.offset_divisor;
+    const int32_t offset = block_offset(pool, seq, 0, token >> shift);
+    const int64_t block = (offset & 0x7fffffff) / labels.offset_divisor;
+    const int64_t pool_distance = offset < 0 ? labels.secondary_distance : 0;
     const int slot = token & (pool.tokens_per_block - 1);
-    return {static_cast<char*>(labels.labels) + block * labels.label_block_stride +
+    return {static_cast<char*>(labels.labels) + pool_distance + block * labels.label_block_stride +
                 slot * labels.label_token_stride + kv_head * labels.label_head_stride,
-            static_cast<char*>(labels.scales) + block * labels.scale_block_stride +
+            static_cast<char*>(labels.scales) + pool_distance + block * labels.scale_block_stride +
                 slot * labels.scale_token_stride + kv_head * labels.scale_head_stride};
 }
 

@@ -122,7 +122,7 @@ extern "C" fasa_status fasa_prefill(const fasa_prefill_params* params, void* str
     if (params == nullptr || !valid(*params)) {
         return FASA_BAD_ARGUMENT;
     }
-    const fasa_prefill_params& p = *params;
+    const fasa_prefill_params p = completed(*params);
     if (p.workspace == nullptr || p.workspace_bytes < fasa_prefill_workspace(params)) {
         return FASA_SMALL_WORKSPACE;
     }

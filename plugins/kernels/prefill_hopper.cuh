@@ -77,7 +77,7 @@ fasa_status launch_prefill_hopper(const fasa_prefill_params& p, const PrefillTil
     using Mainloop = SparseCollectiveMainloop<HopperScale, Traits, true>;
     using Epilogue = CollectiveEpilogue<Traits>;
     const fasa_pool& pool = p.pool;
-    const int64_t page = static_cast<int64_t>(pool.num_kv_heads) * pool.tokens_per_block * HEAD_DIM;
+    const int64_t page = static_cast<int64_t>(pool.heads_per_block) * pool.tokens_per_block * HEAD_DIM;
     const int64_t kv_head = static_cast<int64_t>(pool.tokens_per_block) * HEAD_DIM;
     const T* keys = static_cast<const T*>(pool.primary);
     const auto kv_layout = get_gmem_layout(0, pool.num_kv_heads, HEAD_DIM, HEAD_DIM, kv_head);

@@ -112,11 +112,6 @@ std::string check(const LayerConfig& c) {
     if ((c.tokens_per_block & (c.tokens_per_block - 1)) != 0) {
         return "tokens_per_block must be a power of two";
     }
-    if (c.label_kind != FASA_LABELS_PREFIX) {
-        return "label_kind " + std::to_string(c.label_kind) +
-               " keeps labels in a head of the pool, which the kernels cannot address yet; only 0 (prefix) "
-               "is possible";
-    }
     if (c.scale == 0.f) {
         return "scale must not be 0";
     }
@@ -124,7 +119,7 @@ std::string check(const LayerConfig& c) {
         return "max_num_tokens * num_q_heads * head_dim must stay below 2^32";
     }
     if (c.n_tip == 0) {
-        return {};
+        return has_label_head(c) ? "a dense layer has no labels: label_kind 0" : "";
     }
     if ((c.n_tip % 8 != 0 || (c.n_tip > 32 && c.n_tip % 16 != 0)) || 2 * c.n_tip > c.head_dim) {
         return "n_tip must be 8, 16, 24, 32, 48 or 64, and at most head_dim / 2";
@@ -134,6 +129,11 @@ std::string check(const LayerConfig& c) {
     }
     if (c.num_q_heads > 128) {
         return "a sparse layer has at most 128 query heads";
+    }
+    if (has_label_head(c) && c.num_kv_heads * label_bytes(c) > 2 * c.head_dim) {
+        return "the labels of num_kv_heads heads must fit into a row of the pool: " +
+               std::to_string(c.num_kv_heads * label_bytes(c)) + " bytes are more than " +
+               std::to_string(2 * c.head_dim);
     }
     if (c.budget < 16 || c.budget > 4096 || c.recent < 1 || int64_t(c.sink) + c.recent > c.budget) {
         return "budget must be 16 to 4096, recent at least 1, and sink + recent within the budget";

@@ -65,7 +65,8 @@ const char* find_pool(const LayerConfig& c, const StepInputs& in, fasa_pool& poo
     if (mapped[0] < 0 || mapped[0] >= in.num_pools || mapped[1] < 0 || mapped[1] >= c.num_layers) {
         return "host_kv_cache_pool_mapping names a pool or a layer that is not there";
     }
-    const int64_t block_bytes = int64_t(c.tokens_per_block) * c.num_kv_heads * c.head_dim * 2;
+    pool.heads_per_block = c.num_kv_heads + has_label_head(c);
+    const int64_t block_bytes = int64_t(c.tokens_per_block) * pool.heads_per_block * c.head_dim * 2;
     const int64_t* bases = in.host_pool_pointers + 2 * mapped[0];
     const auto layer_of = [&](int64_t base) {
         return base == 0 ? nullptr : reinterpret_cast<void*>(base + 2 * block_bytes * mapped[1]);
@@ -81,14 +82,32 @@ const char* find_pool(const LayerConfig& c, const StepInputs& in, fasa_pool& poo
     return pool.primary == nullptr ? "host_kv_cache_pool_pointers has no pool on the GPU" : nullptr;
 }
 
-fasa_labels labels_of(const LayerConfig& c) {
+// The label head comes after the other heads of a block.
+fasa_labels labels_of(const LayerConfig& c, const fasa_pool& pool) {
     fasa_labels labels = {};
-    labels.kind = FASA_LABELS_PREFIX;
+    labels.kind = static_cast<fasa_label_kind>(c.label_kind);
     labels.n_tip = c.n_tip;
+    if (!has_label_head(c)) {
+        return labels;
+    }
+    const int64_t row = int64_t(c.head_dim) * 2, head = row * c.tokens_per_block;
+    const int64_t block = head * pool.heads_per_block;
+    char* first = static_cast<char*>(pool.primary) + head * c.num_kv_heads;
+    labels.labels = first;
+    labels.scales = first + block;  // values follow keys
+    labels.offset_divisor = 1;
+    if (pool.secondary != nullptr) {
+        labels.secondary_distance =
+            reinterpret_cast<intptr_t>(pool.secondary) - reinterpret_cast<intptr_t>(pool.primary);
+    }
+    labels.label_block_stride = labels.scale_block_stride = block;
+    labels.label_token_stride = labels.scale_token_stride = row;
+    labels.label_head_stride = label_bytes(c);
+    labels.scale_head_stride = 2;
     return labels;
 }
 
-fasa_decode_params decode_params(const LayerConfig& c, int32_t num_seqs) {
+fasa_decode_params decode_params(const LayerConfig& c, const fasa_pool& pool, int32_t num_seqs) {
     fasa_decode_params p = {};
     p.num_seqs = num_seqs;
     p.num_q_heads = c.num_q_heads;
@@ -102,7 +121,8 @@ fasa_decode_params decode_params(const LayerConfig& c, int32_t num_seqs) {
     p.softcap = c.softcap;
     p.window = c.window;
     p.reduction = static_cast<fasa_reduction>(c.reduction);
-    p.labels = labels_of(c);
+    p.pool = pool;
+    p.labels = labels_of(c, pool);
     return p;
 }
 
@@ -132,7 +152,7 @@ fasa_status append(const LayerConfig& c, const StepInputs& in, const Scratch& sc
     p.num_tokens = in.num_tokens;
     p.num_q_heads = c.num_q_heads;
     p.pool = pool;
-    p.labels = labels_of(c);
+    p.labels = labels_of(c, pool);
     return fasa_append(&p, stream);
 }
 
@@ -159,11 +179,10 @@ fasa_status prefill(const LayerConfig& c, const StepInputs& in, const Batch& bat
 fasa_status decode(const LayerConfig& c, const StepInputs& in, const Batch& batch, const Scratch& scratch,
                    const fasa_pool& pool, void* out, const Workspace& left, size_t bytes, void* stream) {
     const int64_t first = int64_t(batch.context_tokens) * c.num_q_heads * c.head_dim * 2;
-    fasa_decode_params p = decode_params(c, in.num_seqs - batch.contexts);
+    fasa_decode_params p = decode_params(c, pool, in.num_seqs - batch.contexts);
     p.q = static_cast<const char*>(scratch.q) + first;
     p.out = static_cast<char*>(out) + first;
     p.lengths = in.sequence_length + batch.contexts;
-    p.pool = pool;
     p.pool.offsets += int64_t(batch.contexts) * 2 * in.max_blocks;
     p.workspace = left.base + left.bytes;
     p.workspace_bytes = bytes - left.bytes;

@@ -11,9 +11,9 @@ struct LayerConfig {
     int32_t layer_index = 0;  // row of host_kv_cache_pool_mapping
     int32_t num_q_heads = 0, num_kv_heads = 0, head_dim = 0;
     int32_t tokens_per_block = 0;
-    int32_t num_layers = 0;  // of the pool
-    int32_t label_kind = FASA_LABELS_PREFIX;
-    int32_t n_tip = 0;  // 0: a dense layer
+    int32_t num_layers = 0;                   // of the pool
+    int32_t label_kind = FASA_LABELS_PREFIX;  // any other: the pool has a label head, see fasa.h
+    int32_t n_tip = 0;                        // 0: a dense layer
     int32_t budget = 0, sink = 0, recent = 0, reduction = FASA_REDUCE_SUM;
     int32_t window = 0;  // 0: all tokens
     int32_t dense_below = FASA_DENSE_AUTO;
@@ -21,6 +21,16 @@ struct LayerConfig {
     int32_t max_num_tokens = 0, max_batch_size = 0, max_seq_len = 0;
     float scale = 0.f, softcap = 0.f, norm_eps = 1e-6f;
 };
+
+// Whether blocks have one head more, for labels.
+inline bool has_label_head(const LayerConfig& c) {
+    return c.label_kind != FASA_LABELS_PREFIX;
+}
+
+// Of one label in the label head.
+inline int32_t label_bytes(const LayerConfig& c) {
+    return c.label_kind == FASA_LABELS_INT4 ? c.n_tip : 2 * c.n_tip;
+}
 
 // The tensors of a step. "host" ones are read while the step is launched, all others on the device.
 struct StepInputs {

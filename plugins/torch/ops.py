@@ -5,6 +5,8 @@ Shapes, for S sequences, Hq query heads, Hkv KV heads and blocks of `t` tokens:
     offsets   int32 [S, 2, max_blocks]: block * layers * 2, plus 1 for values
     labels    uint8 [blocks, t, Hkv, bytes], or empty to read labels from the keys' leading dims ("prefix")
     scales    float16 [blocks, t, Hkv], or empty for "prefix" and "fp8"
+Blocks of the pool may have room for more heads: the pool is then a view of its first ones, and labels and scales may
+be views of another one (`label_head.py`).
 The operators run on the current stream, do not synchronise, and have fake versions for torch.compile.
 """
 
@@ -145,16 +147,22 @@ def _check_tensors(q: Tensor, pool: Tensor, offsets: Tensor, lengths: Tensor) ->
 
 def _pool(pool: Tensor, layer: int, offsets: Tensor) -> Pool:
     _, layers, _, kv_heads, tokens, head_dim = pool.shape
-    if pool.dtype not in DTYPES or not pool.is_contiguous() or not 0 <= layer < layers:
-        raise FasaError("pool must be a contiguous float16 or bfloat16 tensor that has the layer")
+    block = pool.stride(2)  # elements
+    heads = block // (tokens * head_dim)
+    wanted = (2 * layers * block, 2 * block, heads * tokens * head_dim, tokens * head_dim, head_dim, 1)
+    axes = zip(pool.shape, pool.stride(), wanted, strict=True)
+    whole = all(size == 1 or found == stride for size, found, stride in axes)
+    if pool.dtype not in DTYPES or not whole or heads < kv_heads or not 0 <= layer < layers:
+        raise FasaError("pool must be a float16 or bfloat16 tensor that has the layer, contiguous but for more heads")
     if offsets.dtype != torch.int32 or not offsets.is_contiguous():
         raise FasaError("offsets must be a contiguous int32 tensor")
     return Pool(
-        primary=pool.data_ptr() + layer * 2 * kv_heads * tokens * head_dim * pool.element_size(),
+        primary=pool.data_ptr() + layer * 2 * block * pool.element_size(),
         offsets=offsets.data_ptr(),
         max_blocks=offsets.shape[2],
         tokens_per_block=tokens,
         num_kv_heads=kv_heads,
+        heads_per_block=heads,
         head_dim=head_dim,
         dtype=DTYPES[pool.dtype],
     )

@@ -14,6 +14,7 @@ class Pool(Structure):
         ("max_blocks", c_int32),
         ("tokens_per_block", c_int32),
         ("num_kv_heads", c_int32),
+        ("heads_per_block", c_int32),
         ("head_dim", c_int32),
         ("dtype", c_int),
     )
@@ -26,6 +27,7 @@ class Labels(Structure):
         ("labels", c_void_p),
         ("scales", c_void_p),
         ("offset_divisor", c_int32),
+        ("secondary_distance", c_int64),
         ("label_block_stride", c_int64),
         ("label_token_stride", c_int64),
         ("label_head_stride", c_int64),

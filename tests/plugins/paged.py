@@ -161,12 +161,14 @@ def make_case(
     spare_blocks: int = 3,
     max_length: int | None = None,
     loudness: Callable[[Tensor], Tensor] | None = None,
+    label_head: bool = False,
     seed: int = 0,
     device: str = "cuda",
 ) -> Case:
     """Random contents, written by `fasa::append` with rotation switched off, in shuffled blocks of a larger pool.
     Slots past the end hold NaN, columns of `offsets` past the last block are wild. `loudness` gives a factor on the key
-    of each position."""
+    of each position. label_head: labels lie in the pool, of which the case has views."""
+    from fasa_trt.plugins.torch.label_head import split
     from fasa_trt.plugins.torch.ops import append
 
     generator = torch.Generator(device).manual_seed(seed)
@@ -178,7 +180,9 @@ def make_case(
     columns = -(-longest // tokens)
     used = [-(-length // tokens) for length in lengths]
     total = sum(used) + spare_blocks
-    pool = torch.full((total, layers, 2, kv_heads, tokens, head_dim), float("nan"), device=device, dtype=dtype)
+    pool = torch.full(
+        (total, layers, 2, kv_heads + label_head, tokens, head_dim), float("nan"), device=device, dtype=dtype
+    )
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
     offsets = torch.full((len(lengths), 2, columns), 0x7FFFFFF, dtype=torch.int32)
     for s, count in enumerate(used):
@@ -189,6 +193,8 @@ def make_case(
     width = {"prefix": 0, "int4": n_tip, "int8": 2 * n_tip, "fp8": 2 * n_tip}[kind]
     labels = torch.zeros((total, tokens, kv_heads, width), dtype=torch.uint8, device=device)
     scales = torch.zeros((total, tokens, kv_heads), dtype=torch.float16, device=device)
+    if label_head:
+        pool, labels, scales = split(pool, layer, kind, n_tip)
     still = torch.zeros((kv_heads, head_dim // 2), device=device)
     for s, length in enumerate(lengths):
         rows = torch.full((length,), s, dtype=torch.int32, device=device)

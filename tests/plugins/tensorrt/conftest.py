@@ -11,7 +11,15 @@ import torch
 
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library
-from tests.plugins.tensorrt.driver import COMPILER, HERE, Driver, compile_driver, compile_shared, cuda_include
+from tests.plugins.tensorrt.driver import (
+    COMPILER,
+    HERE,
+    Driver,
+    compile_cpu_library,
+    compile_driver,
+    compile_shared,
+    cuda_include,
+)
 
 
 def official_headers() -> Path | None:
@@ -42,6 +50,12 @@ def plugin_library() -> Path:
         pytest.skip(str(error))
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
     return library.build_plugin(f"{major}{minor}", (128,))
+
+
+@pytest.fixture(scope="session")
+def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_compiler()
+    return compile_cpu_library(tmp_path_factory.mktemp("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -52,11 +52,17 @@ def compile_shared(target: Path, sources: Sequence[Path], *options: str) -> Path
     return target
 
 
-def compile_driver(folder: Path, headers: Path | None = None) -> ctypes.CDLL:
+def compile_cpu_library(folder: Path) -> Path:
+    """The plugin over kernels that are loops of the host."""
+    sources = [HERE / "kernels_on_cpu.cpp", *sorted(TENSORRT.glob("*.cpp"))]
+    return compile_shared(folder / "plugin.so", sources, "-O2", "-DFASA_HAS_64=1", "-DFASA_HAS_128=1")
+
+
+def compile_driver(folder: Path, headers: Path | None = None, *options: str) -> ctypes.CDLL:
     """The driver, against the headers of TensorRT in a folder, else against ours."""
     official = ["-DFASA_TENSORRT_HEADERS=1", "-isystem", str(headers)] if headers else []
     target = compile_shared(
-        folder / f"driver{bool(headers)}.so", [HERE / "driver.cpp"], "-fvisibility=default", *official
+        folder / f"driver{bool(headers)}.so", [HERE / "driver.cpp"], "-fvisibility=default", *official, *options
     )
     library = ctypes.CDLL(str(target))
     pointers = ("load", "create", "clone", "attach")
@@ -145,7 +151,7 @@ class Driver:
     """A plugin library as TensorRT sees it."""
 
     def __init__(self, library: ctypes.CDLL, plugin_library: Path) -> None:
-        self.library = library
+        self.library, self.path = library, plugin_library
         count = c_int32()
         found = library.load(str(plugin_library).encode(), ctypes.byref(count))
         assert found, f"cannot load {plugin_library}"

@@ -1,6 +1,5 @@
 // The kernels' functions as plain loops over memory of the host, by the definitions in fasa.h: with them the
-// plugin runs whole steps on a machine without a GPU. Only what those tests need: prefix labels, reduction
-// SUM, no softcap.
+// plugin runs whole steps on a machine without a GPU. Only what those tests need: reduction SUM, no softcap.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
@@ -10,11 +9,11 @@
 #include <numeric>
 #include <vector>
 
-#include "../../../plugins/tensorrt/step.h"
+#include "labels_on_cpu.h"
 
 namespace {
 
-using Row = std::vector<double>;
+bool capturing = false;  // set by the test
 
 double load(fasa_dtype dtype, const void* from, int64_t i) {
     return dtype == FASA_FLOAT16 ? __half2float(static_cast<const __half*>(from)[i])
@@ -39,7 +38,8 @@ void* cached(const fasa_pool& pool, int seq, int kind, int token, int head) {
     const int32_t offset =
         pool.offsets[(int64_t(seq) * 2 + kind) * pool.max_blocks + token / pool.tokens_per_block];
     const int64_t row = int64_t(pool.tokens_per_block) * head + token % pool.tokens_per_block;
-    const int64_t rows_of_block = int64_t(pool.tokens_per_block) * pool.num_kv_heads;
+    const int heads = pool.heads_per_block ? pool.heads_per_block : pool.num_kv_heads;
+    const int64_t rows_of_block = int64_t(pool.tokens_per_block) * heads;
     char* base = static_cast<char*>(offset < 0 ? pool.secondary : pool.primary);
     return base + ((offset & 0x7fffffff) * rows_of_block + row) * pool.head_dim * 2;
 }
@@ -81,13 +81,16 @@ std::vector<int> range(int first, int end) {
     return tokens;
 }
 
-std::vector<int> chosen(const fasa_decode_params& p, int seq, int kv_head, const Row& summed) {
+std::vector<int> chosen(const fasa_decode_params& p, int seq, int kv_head, Row summed) {
+    quantise_query(p.labels, summed);
     const int length = p.lengths[seq];
     std::vector<int> tokens = range(0, length);
     std::vector<double> scores(length);
     for (int token : tokens) {
         const bool forced = token < p.sink || token >= length - p.recent;
-        const Row k = read(p.pool.dtype, cached(p.pool, seq, 0, token, kv_head), 0, p.pool.head_dim);
+        const Row k = p.labels.kind == FASA_LABELS_PREFIX
+                          ? read(p.pool.dtype, cached(p.pool, seq, 0, token, kv_head), 0, 2 * p.labels.n_tip)
+                          : dequantised(p.labels, label(p.pool, p.labels, seq, token, kv_head));
         scores[token] = forced ? INFINITY : dot(summed, k, 2 * p.labels.n_tip);
     }
     std::stable_sort(tokens.begin(), tokens.end(), [&](int a, int b) { return scores[a] > scores[b]; });
@@ -108,7 +111,8 @@ fasa_status decode(const fasa_decode_params& p, bool sparse) {
             const int64_t row = int64_t(seq) * p.num_q_heads + kv_head * group;
             for (int g = 0; g < group; ++g) {
                 q.push_back(read(p.pool.dtype, p.q, (row + g) * dims, dims));
-                std::transform(summed.begin(), summed.end(), q.back().begin(), summed.begin(), std::plus<>());
+                std::transform(summed.begin(), summed.end(), q.back().begin(), summed.begin(),
+                               [](double a, double b) { return static_cast<float>(a + b); });
             }
             const int first = !sparse && p.window > 0 ? std::max(length - p.window, 0) : 0;
             const auto tokens =
@@ -146,6 +150,10 @@ void rotate(const fasa_append_params& p, const void* from, int64_t first, const 
 
 extern "C" {
 
+FASA_API void set_capturing(int32_t value) {
+    capturing = value;
+}
+
 fasa_status fasa_append(const fasa_append_params* params, void*) {
     const fasa_append_params& p = *params;
     const int dims = p.pool.head_dim, group = p.num_q_heads / p.pool.num_kv_heads;
@@ -158,6 +166,10 @@ fasa_status fasa_append(const fasa_append_params* params, void*) {
         for (int head = 0; head < p.pool.num_kv_heads; ++head) {
             rotate(p, p.k, token * p.k_token_stride + head * dims, p.k_norm, head, head, position,
                    cached(p.pool, seq, 0, position, head), 0);
+            if (p.labels.kind != FASA_LABELS_PREFIX) {
+                const Row key = read(p.pool.dtype, cached(p.pool, seq, 0, position, head), 0, dims);
+                quantise(p.labels, key, label(p.pool, p.labels, seq, position, head));
+            }
             void* value = cached(p.pool, seq, 1, position, head);
             for (int d = 0; d < dims; ++d) {
                 store(p.pool.dtype, value, d,
@@ -205,7 +217,7 @@ const char* fasa_status_text(fasa_status) {
     return "refused";
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = cudaStreamCaptureStatusNone;
+    *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {

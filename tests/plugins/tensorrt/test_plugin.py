@@ -31,6 +31,7 @@ LAYERS: dict[str, Layer] = {
     "sparse": SPARSE,
     "dense": DENSE,
     "normed": {**SPARSE, "has_qk_norm": 1},
+    "labels": {**SPARSE, "label_kind": 1},
     "softmax": {**SPARSE, "reduction": 3},
 }
 
@@ -114,7 +115,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "power of two": ({"tokens_per_block": 24}, "tokens_per_block must be a power of two"),
     "head_dim": ({"head_dim": 64}, "no kernels for head_dim 64"),
     "group": ({"num_q_heads": 7}, "num_q_heads must be 1 to 16 times num_kv_heads"),
-    "labels": ({"label_kind": 1}, "label_kind 1 keeps labels in a head of the pool"),
+    "label_kind": ({"label_kind": 4}, "label_kind is 4, not in 0..3"),
+    "labels": ({"label_kind": 2, "n_tip": 64, "num_kv_heads": 4}, "must fit into a row of the pool: 512 bytes"),
+    "labels of a dense layer": ({"label_kind": 1, "n_tip": 0}, "a dense layer has no labels"),
     "n_tip": ({"n_tip": 12}, "n_tip must be 8, 16, 24, 32, 48 or 64"),
     "n_tip 40": ({"n_tip": 40}, "n_tip must be 8, 16, 24, 32, 48 or 64"),
     "window": ({"window": 100}, "a layer with a window must be dense"),

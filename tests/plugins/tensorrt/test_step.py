@@ -89,7 +89,8 @@ def check_pool(pool: Any, seqs: int, first: int) -> None:
     """Layer 1 is the second layer of the second pool."""
     assert (pool.primary, pool.secondary) == (POOLS[2] + 2 * BLOCK, POOLS[3] + 2 * BLOCK)
     assert pool.offsets == DEVICE["offsets"] + 4 * (1 * seqs + first) * 2 * 40
-    assert (pool.max_blocks, pool.tokens_per_block, pool.num_kv_heads, pool.head_dim) == (40, 32, 2, 128)
+    assert (pool.max_blocks, pool.tokens_per_block, pool.head_dim) == (40, 32, 128)
+    assert (pool.num_kv_heads, pool.heads_per_block) == (2, 2)
 
 
 def test_a_mixed_batch(stub_driver: Driver, calls: Calls) -> None:
@@ -102,7 +103,7 @@ def test_a_mixed_batch(stub_driver: Driver, calls: Calls) -> None:
     assert (append.q_token_stride, append.k_token_stride, append.v_token_stride) == (1024, 256, 256)
     assert (append.inv_freq, append.rope_scale) == (DEVICE["inv_freq"], DEVICE["rope_scale"])
     assert (append.num_tokens, append.num_q_heads, append.q_norm, append.k_norm) == (110, 8, None, None)
-    assert (append.labels.kind, append.labels.n_tip) == (0, 16)
+    assert (append.labels.kind, append.labels.n_tip, append.labels.labels) == (0, 16, None)
     check_pool(append.pool, 5, 0)
     assert append.q_out == DEVICE["workspace"]
     assert append.sequence == append.q_out + 600 * ROW
@@ -159,6 +160,30 @@ def test_a_dense_layer(stub_driver: Driver, calls: Calls) -> None:
     assert calls.in_order() == [LIST, APPEND, PREFILL, DENSE_DECODE]
     assert (calls.decode.window, calls.prefill.window, calls.decode.max_length) == (100, 100, 1000)
     assert (calls.append.labels.kind, calls.append.labels.n_tip) == (0, 0)
+
+
+@pytest.mark.parametrize(("kind", "width"), [(1, 32), (2, 64), (3, 64)])
+def test_a_label_head(stub_driver: Driver, calls: Calls, kind: int, width: int) -> None:
+    """Blocks have a third head: layer 1 is the second of its pool, after two blocks of bytes."""
+    assert step(stub_driver, {**SPARSE, "label_kind": kind, "n_tip": 32}, [10], [63]) == 0
+    block, head, row = BLOCK * 3 // 2, BLOCK // 2, 128 * 2
+    for call in (calls.append, calls.prefill, calls.decode):
+        assert (call.pool.primary, call.pool.secondary) == (POOLS[2] + 2 * block, POOLS[3] + 2 * block)
+        assert (call.pool.num_kv_heads, call.pool.heads_per_block) == (2, 3)
+    for labels in (calls.append.labels, calls.decode.labels):
+        assert (labels.kind, labels.n_tip, labels.offset_divisor) == (kind, 32, 1)
+        assert labels.labels == POOLS[2] + 2 * block + 2 * head
+        assert labels.scales == labels.labels + block
+        assert labels.secondary_distance == POOLS[3] - POOLS[2]
+        strides = (labels.label_block_stride, labels.label_token_stride, labels.label_head_stride)
+        assert strides == (block, row, width)
+        assert (labels.scale_block_stride, labels.scale_token_stride, labels.scale_head_stride) == (block, row, 2)
+
+
+def test_labels_without_a_host_pool(stub_driver: Driver, calls: Calls) -> None:
+    layer = {**SPARSE, "label_kind": 1}
+    assert step(stub_driver, layer, [], [5], mapping=(0, 1, 0, 0), pools=[POOLS[0], 0, 0, 0]) == 0
+    assert (calls.decode.pool.secondary, calls.decode.labels.secondary_distance) == (None, 0)
 
 
 def test_head_norms_and_attributes_reach_the_kernels(stub_driver: Driver, calls: Calls) -> None:

@@ -19,6 +19,15 @@ LAYERS: dict[str, dict[str, Any]] = {
     "many": {"max_seq_len": 9000, "max_batch_size": 300, "max_num_tokens": 8192},
     "tokens": {"max_seq_len": 9000, "max_batch_size": 64, "max_num_tokens": 64 * 128},
     "mean": {"max_seq_len": 131_072, "max_batch_size": 40, "reduction": 2, "num_q_heads": 32, "num_kv_heads": 8},
+    "labels": {"max_seq_len": 131_072, "max_batch_size": 40, "label_kind": 1},
+    "mean, labels": {
+        "max_seq_len": 131_072,
+        "max_batch_size": 40,
+        "reduction": 2,
+        "num_q_heads": 32,
+        "num_kv_heads": 8,
+        "label_kind": 1,
+    },
     "max": {"max_seq_len": 20_000, "max_batch_size": 3, "reduction": 3, "num_q_heads": 32, "num_kv_heads": 2},
     "per head": {"max_seq_len": 20_000, "max_batch_size": 3, "reduction": 1, "num_q_heads": 32, "num_kv_heads": 32},
     "dense": {"max_seq_len": 131_072, "max_batch_size": 70, "n_tip": 0},
@@ -32,10 +41,11 @@ def needs(kernels: ctypes.CDLL, layer: dict[str, Any], seqs: int, tokens: int) -
         max_blocks=1, tokens_per_block=layer["tokens_per_block"], num_kv_heads=layer["num_kv_heads"],
         head_dim=layer["head_dim"],
     )  # fmt: skip
+    labels = Labels(kind=layer["label_kind"], n_tip=layer["n_tip"], labels=1 << 20, offset_divisor=1)
     decode = DecodeParams(
         num_seqs=seqs, num_q_heads=layer["num_q_heads"], max_length=layer["max_seq_len"], min_length=1,
         budget=layer["budget"], sink=layer["sink"], recent=layer["recent"], scale=1.0, window=layer["window"],
-        reduction=layer["reduction"], pool=pool, labels=Labels(n_tip=layer["n_tip"]),
+        reduction=layer["reduction"], pool=pool, labels=labels,
     )  # fmt: skip
     prefill = PrefillParams(
         q_token_stride=layer["num_q_heads"] * layer["head_dim"], num_seqs=seqs, num_tokens=tokens,
