@@ -11,21 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fasa_trt.core.checkpoint import TOKENIZER_FILES, Checkpoint
-from fasa_trt.core.engine_dir import CONFIG, PROFILE, EngineDirectory, open_engine, write_engine
+from fasa_trt.core.engine_dir import CONFIG, ONNX_FILES, PROFILE, EngineDirectory, open_engine, write_engine
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
 from fasa_trt.export.config import BuildConfig
-from fasa_trt.export.graph import NUMPY_DTYPES
-from fasa_trt.export.onnx_model import WEIGHTS_SUFFIX, export_onnx
-from fasa_trt.export.plan import LayerPlan, plan_layers
-from fasa_trt.export.trtllm_config import model_sizes
+from fasa_trt.export.finish import BUILDERS, Report, check_can_stop, make_plan
+from fasa_trt.export.onnx_model import Exported, Progress, export_onnx
+from fasa_trt.export.plan import LayerPlan
+from fasa_trt.export.plugin import export_plugin_onnx
+from fasa_trt.export.trtllm_config import model_sizes, trtllm_config
 
-Report = Callable[[str, int, int], None]  # stage, steps done, steps in all
-ONNX_FILE = "model.onnx"
-RTX_FILE = "model.rtx"
+# Of everything that shapes an engine.
+PACKAGES = ("fasa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx", "tensorrt")
 
 
 def build_engine(
@@ -36,53 +34,75 @@ def build_engine(
     *,
     force: bool = False,
     command: str = "",
+    stop_before_engine: bool = False,
     report: Report | None = None,
 ) -> EngineDirectory:
     """Writes the engine directory `path`, all of it or nothing.
 
-    config: resolved by `BuildConfig.resolve`. force: replace an engine that is there. Raises FasaError.
+    config: resolved by `BuildConfig.resolve`. force: replace an engine that is there. stop_before_engine: leave the
+    ONNX model in place of the plan, for `finish_engine` on the machine that has the GPU. Raises FasaError.
     """
-    assert config.max_seq_len is not None and config.max_batch_size is not None
-    facts = {"command": command, "versions": versions(), "machine": platform.platform()}
+    if stop_before_engine:
+        check_can_stop(config.target)
+    facts = {**build_facts(command), "settings": config.to_json()}
     with write_engine(path, force=force, facts=facts) as directory:
-        exported = export_onnx(
-            checkpoint,
-            profile,
-            config.spec,
-            directory / ONNX_FILE,
-            dtype=config.dtype,
-            max_seq_len=config.max_seq_len,
-            fixed_capacity=config.fixed_capacity,
-            progress=_stage(report, "export"),
-        )
-        model_file = ONNX_FILE
-        if config.target == "tensorrt-rtx":
-            from fasa_trt.export.tensorrt import build_plan
-
-            model_file = RTX_FILE
-            facts["tensorrt"] = build_plan(
-                exported.path,
-                directory / RTX_FILE,
-                flavour="tensorrt_rtx",
-                max_batch_size=config.max_batch_size,
-                max_seq_len=config.max_seq_len,
-                progress=_stage(report, "build"),
-            )
-            for name in (ONNX_FILE, ONNX_FILE + WEIGHTS_SUFFIX):
-                (directory / name).unlink()
+        exported = export_model(checkpoint, profile, config, directory / ONNX_FILES[0], _stage(report, "export"))
         profile.save(directory / PROFILE)
         for name in TOKENIZER_FILES:
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, directory / name)
-        content = engine_config(checkpoint, config, exported.layers, model_file)
+        content = engine_config(checkpoint, config, exported.layers)
         (directory / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    return open_engine(path, verify=False)
+        if config.target in BUILDERS and not stop_before_engine:
+            facts.update(make_plan(directory, directory, content, arch=config.arch, report=report))
+            for name in ONNX_FILES:
+                (directory / name).unlink()
+    return open_engine(path, verify=False, prepared=stop_before_engine)
 
 
-def engine_config(
-    checkpoint: Checkpoint, config: BuildConfig, layers: list[LayerPlan], model_file: str
-) -> dict[str, Any]:
+def export_model(
+    checkpoint: Checkpoint, profile: Profile | None, config: BuildConfig, path: Path, progress: Progress | None = None
+) -> Exported:
+    """Writes the ONNX model that a resolved `config` describes. Raises FasaError."""
+    assert config.max_seq_len is not None
+    if config.lowering == "plugin":
+        return export_plugin_onnx(
+            checkpoint,
+            profile,
+            config.spec,
+            path,
+            dtype=config.dtype,
+            limits=config.limits,
+            labels=config.label_kind,
+            progress=progress,
+        )
+    return export_onnx(
+        checkpoint,
+        profile,
+        config.spec,
+        path,
+        dtype=config.dtype,
+        max_seq_len=config.max_seq_len,
+        fixed_capacity=config.fixed_capacity,
+        progress=progress,
+    )
+
+
+def engine_config(checkpoint: Checkpoint, config: BuildConfig, layers: list[LayerPlan]) -> dict[str, Any]:
     """The content of config.json: the fields that TensorRT-LLM's runtimes know, and a section of our own."""
+    model_file = BUILDERS[config.target].file if config.target in BUILDERS else ONNX_FILES[0]
+    if config.lowering == "plugin":
+        return trtllm_config(
+            checkpoint,
+            config.spec,
+            layers,
+            config.limits,
+            dtype=config.dtype,
+            labels=config.label_kind,
+            target=config.target,
+            model_file=model_file,
+            eos_token_ids=eos_token_ids(checkpoint),
+        )
     return {
         "version": version("fasa-trt"),
         "pretrained_config": model_sizes(checkpoint, config.dtype),
@@ -111,59 +131,20 @@ def eos_token_ids(checkpoint: Checkpoint) -> list[int]:
     return [] if found is None else [int(token) for token in (found if isinstance(found, list) else [found])]
 
 
-def estimate(checkpoint: Checkpoint, profile: Profile | None, config: BuildConfig) -> dict[str, Any]:
-    """Sizes of the engine that `config` describes, without building it; bytes.
-
-    kv_read_per_token: read in each decode step per cached token, densely and by FASA; kv_read_fixed: by FASA besides,
-    whatever the length (the budget's rows).
-    """
-    assert config.max_seq_len is not None and config.max_batch_size is not None
-    width = NUMPY_DTYPES[config.dtype].itemsize
-    stand_in = profile or _any_profile(checkpoint)
-    layers = plan_layers(checkpoint, stand_in, config.spec, max_seq_len=config.max_seq_len)
-    row = checkpoint.num_kv_heads * width
-    full = [plan for plan in layers if plan.window is None]
-    dense = 2 * checkpoint.head_dim * row
-    parts = ["model.embed_tokens.", "model.layers.", "model.norm."]  # not a vision tower, nor tied logits once more
-    if not checkpoint.config.tie_word_embeddings:
-        parts.append("lm_head.")
-    exported = [tensor for name, tensor in checkpoint.tensors.items() if name.startswith(tuple(parts))]
-    elements = sum(int(np.prod(tensor.shape)) for tensor in exported)
-    return {
-        "weight_bytes": elements * width,
-        "kv_bytes_per_token": len(layers) * dense,
-        "kv_bytes": len(layers) * dense * config.max_seq_len * config.max_batch_size,
-        "kv_read_per_token_dense": len(full) * dense,
-        "kv_read_per_token_fasa": sum(plan.label_dims * row if plan.sparse else dense for plan in full),
-        "kv_read_fixed_fasa": sum(config.budget * dense for plan in full if plan.sparse),
-        "sparse_layers": sum(plan.sparse for plan in layers),
-        "layers": len(layers),
-    }
+def build_facts(command: str) -> dict[str, Any]:
+    """What a manifest says of the build."""
+    return {"command": command, "versions": versions(), "machine": platform.platform()}
 
 
 def versions() -> dict[str, str]:
     """Of everything that shapes an engine."""
     found = {"python": sys.version.split()[0]}
-    for package in ("fasa-trt", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "tensorrt-rtx"):
+    for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
     return found
-
-
-def _any_profile(checkpoint: Checkpoint) -> Profile:
-    """Sizes do not depend on what was measured."""
-    shape = (checkpoint.num_layers, checkpoint.num_heads, checkpoint.head_dim // 2)
-    order = np.arange(shape[-1], dtype=np.int32)
-    return Profile(
-        agreement=np.zeros((1, *shape), np.float32),
-        spread=np.zeros(shape, np.float32),
-        ks=(256,),
-        num_kv_heads=checkpoint.num_kv_heads,
-        fingerprint=checkpoint.fingerprint,
-        greedy=np.tile(order, (checkpoint.num_layers, checkpoint.num_kv_heads, 1)),
-    )
 
 
 def _stage(report: Report | None, stage: str) -> Callable[[int, int], None] | None:

@@ -44,14 +44,26 @@ class LayerPlan:
         return self.rotary.pairs[self.order].reshape(len(self.order), -1)
 
 
+def can_be_sparse(checkpoint: Checkpoint, spec: SparseSpec, index: int, *, max_seq_len: int) -> bool:
+    """Whether a layer attends sparsely once there is a profile.
+
+    Layers without RoPE and layers whose sliding window is shorter than `max_seq_len` stay dense: the first have no
+    frequency chunks, the second read little already.
+    """
+    window = window_of(checkpoint.config, index)
+    return (
+        index not in spec.dense_layers
+        and rotary_of(checkpoint.config, index, max_seq_len=max_seq_len) is not None
+        and (window is None or window >= max_seq_len)
+    )
+
+
 def plan_layers(
     checkpoint: Checkpoint, profile: Profile | None, spec: SparseSpec, *, max_seq_len: int
 ) -> list[LayerPlan]:
     """Plans every layer; without a profile all are dense.
 
-    Layers without RoPE and layers whose sliding window is shorter than `max_seq_len` stay dense: the first have no
-    frequency chunks, the second read little already. `spec` must be resolved. Raises FasaError when the profile
-    belongs to another model.
+    `spec` must be resolved. Raises FasaError when the profile belongs to another model.
     """
     chunks = checkpoint.head_dim // 2
     natural = np.tile(np.arange(chunks), (checkpoint.num_kv_heads, 1))
@@ -70,7 +82,7 @@ def plan_layers(
         window = window_of(checkpoint.config, index)
         if window is not None and window >= max_seq_len:
             window = None
-        sparse = ranking is not None and rotary is not None and window is None and index not in spec.dense_layers
+        sparse = ranking is not None and can_be_sparse(checkpoint, spec, index, max_seq_len=max_seq_len)
         plans.append(
             LayerPlan(
                 index=index,

@@ -23,8 +23,9 @@ from fasa_trt.export.graph import DTYPES, PLUGIN_OPSET
 from fasa_trt.export.onnx_model import Exported, Progress, write_onnx
 from fasa_trt.export.plan import LayerPlan, plan_layers
 from fasa_trt.export.plugin_limits import LABEL_KINDS, LabelKind, check_kernels, pool_kv_heads
+from fasa_trt.plugins.plugin_library import CREATOR
 
-DOMAIN, OP_TYPE, VERSION = "ai.fasa", "FasaAttention", "1"
+OP_TYPE, VERSION, DOMAIN = CREATOR
 REDUCTION_CODES = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3}  # as in plugins/kernels/fasa.h
 DENSE_AUTO = -1
 NODE_BINDINGS = (
@@ -191,7 +192,8 @@ def export_plugin_onnx(
     unwritable disk.
     """
     layers = plan_layers(checkpoint, profile, spec, max_seq_len=limits.max_seq_len)
-    check_kernels(checkpoint, spec, layers, dtype=dtype, labels=labels)
+    sparse = any(plan.sparse for plan in layers)
+    check_kernels(checkpoint, spec, limits, dtype=dtype, labels=labels, sparse=sparse)
     context = new_context(checkpoint, dtype, PLUGIN_OPSET)
     attention = PluginAttention(context, spec, limits, layers, labels=labels, dense_below=dense_below)
     model = build_plugin_model(context, attention, layers)

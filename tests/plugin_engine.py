@@ -35,15 +35,16 @@ LIMITS = EngineLimits(max_batch_size=4, max_num_tokens=256, max_seq_len=128, tok
 NAMES = ("q", "k", "v", "inv_freq", "rope_scale", *NODE_BINDINGS, "q_norm", "k_norm")
 
 
-def overrides_of(variant: str) -> dict[str, Any]:
-    """What makes `variant` a model that the kernels can execute: heads of 64 dims."""
+def overrides_of(variant: str, head_dim: int = 64) -> dict[str, Any]:
+    """What makes `variant` a model that the kernels can execute: the size of its heads."""
+    hidden = 4 * head_dim  # Phi-3 derives head_dim from it
     if variant == "phi3-longrope":
-        chunks = 24  # 3/4 of the head is rotated
+        chunks = head_dim * 3 // 8  # 3/4 of the head is rotated
         factors = {"short_factor": [1.0 + 0.01 * i for i in range(chunks)]}
         factors["long_factor"] = [1.0 + 0.5 * i for i in range(chunks)]
         rope = {**VARIANTS[variant][1]["rope_parameters"], **factors}
-        return {"head_dim": 64, "hidden_size": 256, "rope_parameters": rope}
-    return {"head_dim": 64, **({"hidden_size": 256} if variant.startswith("phi3") else {})}
+        return {"head_dim": head_dim, "hidden_size": hidden, "rope_parameters": rope}
+    return {"head_dim": head_dim, **({"hidden_size": hidden} if variant.startswith("phi3") else {})}
 
 
 class FasaAttention(OpRun):

@@ -55,6 +55,7 @@ def examine() -> dict[str, Any]:
         "onnxruntime_providers": _providers(),
         "nvcc": nvcc_version(),
         "kernels": _kernels(),
+        "plugin": _plugin(),
         "cuda_driver": driver.version,
         "gpus": _gpus(driver),
         "targets": [{**asdict(target), "needs": list(target.needs)} for target in table],
@@ -87,6 +88,18 @@ def _kernels() -> dict[str, Any]:
     return {"can_build": not needs, "needs": needs}
 
 
+def _plugin() -> dict[str, Any]:
+    """TensorRT's plugin libraries at hand, by head_dim: the path, or None; and what is wrong where they are named."""
+    from fasa_trt.core.errors import FasaError
+    from fasa_trt.plugins import library, plugin_library
+
+    try:
+        found = {str(head_dim): plugin_library.find(head_dim) for head_dim in library.HEAD_DIMS}
+    except FasaError as error:
+        return {"libraries": {}, "needs": [str(error)]}
+    return {"libraries": {head_dim: file and str(file) for head_dim, file in found.items()}, "needs": []}
+
+
 def _providers() -> list[str]:
     """The devices that the installed onnxruntime can use, as it calls them; none when it does not load."""
     try:
@@ -111,6 +124,8 @@ def _show(facts: dict[str, Any]) -> None:
     machine.add_row("onnxruntime providers", ", ".join(facts["onnxruntime_providers"]) or "[dim]none[/]")
     machine.add_row("nvcc", facts["nvcc"] or "[dim]not found[/]")
     machine.add_row("CUDA kernels", "can be built" if facts["kernels"]["can_build"] else "[dim]cannot be built[/]")
+    built = [head_dim for head_dim, file in facts["plugin"]["libraries"].items() if file]
+    machine.add_row("TensorRT plugin", f"built for head_dim {', '.join(built)}" if built else "[dim]not built yet[/]")
     machine.add_row("CUDA driver", facts["cuda_driver"] or "[dim]not found[/]")
     for gpu in facts["gpus"]:
         memory = human_bytes(gpu["memory_bytes"])
@@ -125,6 +140,7 @@ def _show(facts: dict[str, Any]) -> None:
     for target in facts["targets"]:
         for need in target["needs"]:  # below the table and unwrapped, so that a command can be copied
             out.print(f"[bold]{target['name']}[/] {escape(need)}", soft_wrap=True)
-    for need in facts["kernels"]["needs"]:
-        out.print(f"[bold]CUDA kernels[/] {escape(need)}", soft_wrap=True)
+    for part, key in (("CUDA kernels", "kernels"), ("TensorRT plugin", "plugin")):
+        for need in facts[key]["needs"]:
+            out.print(f"[bold]{part}[/] {escape(need)}", soft_wrap=True)
     out.print(f"fasa-trt build takes [bold]{facts['default_target']}[/] unless told otherwise.", soft_wrap=True)

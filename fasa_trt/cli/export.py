@@ -19,10 +19,15 @@ def export(
         "model.onnx"
     ),
     target: opt.Target = None,
+    lowering: opt.Lowering = None,
     dtype: opt.Dtype = None,
     max_seq_len: opt.MaxSeqLen = None,
+    max_batch_size: opt.MaxBatchSize = None,
+    max_num_tokens: opt.MaxNumTokens = None,
+    tokens_per_block: opt.TokensPerBlock = None,
     budget: opt.Budget = None,
     n_tip: opt.NTip = None,
+    labels: opt.Labels = None,
     reduction: opt.Reduction = None,
     rule: opt.Rule = None,
     sink: opt.Sink = None,
@@ -34,10 +39,11 @@ def export(
     json_output: opt.Json = False,
     trust_remote_code: opt.TrustRemoteCode = False,
 ) -> None:
-    """Write a model as ONNX with its dominant chunks baked in (opset 24, weights streamed).
+    """Write a model as ONNX with its dominant chunks baked in, weights streamed.
 
-    --target tensorrt-rtx fixes the cache's capacity to --max-seq-len, as TensorRT's parser needs; otherwise the
-    capacity is an axis of its own. [bold]fasa-trt build[/] does this and all the rest.
+    The plugin lowering (--target tensorrt, tensorrt-llm; opset 20) has one FasaAttention node a layer and
+    TensorRT-LLM's bindings. The standard one (onnxruntime; opset 24) is plain ONNX; for tensorrt-rtx the cache's
+    capacity is fixed to --max-seq-len. [bold]fasa-trt build[/] does this and all the rest.
     """
     from fasa_trt.cli.console import human_bytes, print_json, progress, say
     from fasa_trt.cli.settings import resolve
@@ -50,29 +56,22 @@ def export(
     checkpoint = open_checkpoint(model, trust_remote_code=trust_remote_code)
     config = resolve(
         checkpoint, config_file, settings, "onnxruntime",
-        target=target, dtype=dtype, max_seq_len=max_seq_len, budget=budget, n_tip=n_tip, reduction=reduction, rule=rule,
-        sink=sink, recent=recent, dense_layers=dense_layers,
+        target=target, lowering=lowering, dtype=dtype, max_seq_len=max_seq_len, max_batch_size=max_batch_size,
+        max_num_tokens=max_num_tokens, tokens_per_block=tokens_per_block, budget=budget, n_tip=n_tip, labels=labels,
+        reduction=reduction, rule=rule, sink=sink, recent=recent, dense_layers=dense_layers,
     )  # fmt: skip
     measured = None if profile is None else Profile.load(profile)
     if measured is None:
         say("no --profile: every layer attends densely")
-    from fasa_trt.export.onnx_model import WEIGHTS_SUFFIX, export_onnx
+    from fasa_trt.export.engine import export_model
+    from fasa_trt.export.onnx_model import WEIGHTS_SUFFIX
 
-    assert config.max_seq_len is not None
     with progress() as report:
-        exported = export_onnx(
-            checkpoint,
-            measured,
-            config.spec,
-            output,
-            dtype=config.dtype,
-            max_seq_len=config.max_seq_len,
-            fixed_capacity=config.fixed_capacity,
-            progress=lambda done, total: report("export", done, total),
-        )
+        exported = export_model(checkpoint, measured, config, output, lambda done, total: report("export", done, total))
     size = sum(file.stat().st_size for file in (output, output.with_name(output.name + WEIGHTS_SUFFIX)))
     sparse = sum(plan.sparse for plan in exported.layers)
     if json_output:
-        print_json({"file": str(output), "bytes": size, "sparse_layers": sparse, "config": config.to_json()})
+        facts = {"file": str(output), "bytes": size, "sparse_layers": sparse}
+        print_json({**facts, "config": config.to_json(), "notes": config.notes})
     else:
         say(f"[green]wrote[/] {output}: {human_bytes(size)}, {sparse} of {len(exported.layers)} layers sparse")

@@ -22,6 +22,39 @@ Target = Annotated[
         rich_help_panel=LIMITS,
     ),
 ]
+Lowering = Annotated[
+    str | None,
+    typer.Option(
+        help="auto | plugin (this project's kernels, paged cache) | standard (ONNX operators). "
+        "auto: plugin for tensorrt and tensorrt-llm, for tensorrt-rtx where its library is or can be made.",
+        rich_help_panel=LIMITS,
+        show_default="auto",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="Compute capability of the GPU that it is for, without the dot: 89, 90.",
+        rich_help_panel=LIMITS,
+        show_default="of the GPU here",
+    ),
+]
+MaxNumTokens = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of all sequences in a step; plugin lowering.", rich_help_panel=LIMITS, show_default="8192"
+    ),
+]
+TokensPerBlock = Annotated[
+    int | None,
+    typer.Option(help="Tokens of a block of the paged cache.", rich_help_panel=LIMITS, show_default="32"),
+]
+TpSize = Annotated[
+    int | None, typer.Option(help="GPUs for tensor parallelism: 1.", rich_help_panel=LIMITS, show_default="1")
+]
+PpSize = Annotated[
+    int | None, typer.Option(help="GPUs for pipeline parallelism: 1.", rich_help_panel=LIMITS, show_default="1")
+]
 Dtype = Annotated[
     str | None,
     typer.Option(
@@ -37,7 +70,7 @@ MaxSeqLen = Annotated[
 ]
 MaxBatchSize = Annotated[
     int | None,
-    typer.Option(help="Sequences that may run at once.", rich_help_panel=LIMITS, show_default="8; TensorRT 1"),
+    typer.Option(help="Sequences that may run at once.", rich_help_panel=LIMITS, show_default="8; standard TensorRT 1"),
 ]
 Budget = Annotated[
     int | None,
@@ -49,7 +82,15 @@ NTip = Annotated[
         "--n-tip",
         help="Dominant frequency chunks that predict importance.",
         rich_help_panel=SPARSITY,
-        show_default="3/8 of them: 24 for head_dim 128",
+        show_default="3/8 of them: 24 for head_dim 128; quantised labels 1/2",
+    ),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="What the plugin scores tokens by: auto | prefix (of the keys) | int4 | int8 | fp8 (a quantised copy).",
+        rich_help_panel=SPARSITY,
+        show_default="auto: int4 where possible",
     ),
 ]
 Reduction = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,34 @@ def layer_list(text: str | None) -> list[int] | None:
 def resolve(
     checkpoint: Checkpoint, file: Path | None, settings: list[str] | None, default_target: str, **flags: Any
 ) -> BuildConfig:
-    """`BuildConfig.resolve` for flags as typer hands them over."""
+    """`BuildConfig.resolve` for flags as typer hands them over; says aloud what was decided for the user."""
+    from rich.markup import escape
+
+    from fasa_trt.cli.console import say
     from fasa_trt.export.config import BuildConfig
 
     flags["dense_layers"] = layer_list(flags.get("dense_layers"))
-    return BuildConfig.resolve(
-        checkpoint, file=file, flags=flags, settings=settings or (), default_target=default_target
+    config = BuildConfig.resolve(
+        checkpoint,
+        file=file,
+        flags=flags,
+        settings=settings or (),
+        default_target=default_target,
+        default_arch=gpu_architecture(),
     )
+    for note in config.notes:
+        say(escape(note))
+    return config
+
+
+def gpu_architecture() -> str | None:
+    """Compute capability without its dot of the GPU that programs use unless told otherwise; None without a GPU."""
+    from fasa_trt.runtime.machine import cuda
+
+    gpus = cuda().gpus
+    return "".join(map(str, gpus[0].compute_capability)) if gpus else None
+
+
+def command_line() -> str:
+    """The command as it was typed, for manifests."""
+    return "fasa-trt " + " ".join(sys.argv[1:])

@@ -24,6 +24,9 @@ CONTEXT, GENERATION = 0, 1  # values of host_request_types
 KEYS, VALUES = 0, 1  # third axis of the KV pool and of kv_cache_block_offsets
 SECONDARY = 1 << 31  # of a block offset: the block lies in the host's pool
 TOKENS_PER_BLOCK = 32  # TensorRT-LLM's default
+MAX_NUM_TOKENS = 8192  # the same
+# The last release of TensorRT-LLM that runs engines, and the TensorRT inside it: a plan loads in no other.
+TRTLLM_VERSION, TRTLLM_TENSORRT = (1, 2, 1), (10, 14, 1)
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,19 @@ def past_length(request_type: int, sequence_length: int, context_length: int) ->
     return sequence_length - new_tokens(request_type, context_length)
 
 
+def least_num_tokens(max_batch_size: int, tokens_per_block: int) -> int:
+    """The smallest `max_num_tokens` with which every sequence gets on; see `EngineLimits`."""
+    return max_batch_size - 1 + tokens_per_block
+
+
 @dataclass(frozen=True)
 class EngineLimits:
     """Sizes that an engine is built for.
 
     max_batch_size: sequences in a step. max_num_tokens: packed tokens in a step. max_seq_len: tokens of a sequence,
-    prompt and answer. tokens_per_block: of the KV pool. Raises FasaError for sizes that cannot be.
+    prompt and answer. tokens_per_block: of the KV pool. Raises FasaError for sizes that cannot be, and where a step
+    has no room for one block of a prompt beside the tokens of all other sequences: chunks of prompts end with blocks,
+    so the prompt would wait for as long as the others generate.
     """
 
     max_batch_size: int
@@ -115,14 +125,16 @@ class EngineLimits:
         for name in ("max_batch_size", "max_num_tokens", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise FasaError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_num_tokens < self.max_batch_size:
-            raise FasaError(
-                f"max_num_tokens {self.max_num_tokens} is below max_batch_size {self.max_batch_size}",
-                hint="a step must have room for one token of each sequence",
-            )
         if self.tokens_per_block not in (8, 16, 32, 64, 128):
             raise FasaError(
                 f"tokens_per_block {self.tokens_per_block} is not possible", hint="one of 8, 16, 32, 64, 128"
+            )
+        least = least_num_tokens(self.max_batch_size, self.tokens_per_block)
+        if self.max_num_tokens < least:
+            raise FasaError(
+                f"max_num_tokens {self.max_num_tokens} is below {least}, which is max_batch_size - 1 + "
+                f"tokens_per_block, {self.max_batch_size} - 1 + {self.tokens_per_block}",
+                hint="a step must have room for a block of a prompt beside one token of each other sequence",
             )
 
     @property

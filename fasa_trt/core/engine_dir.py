@@ -6,6 +6,9 @@
     tokenizer files        as in the checkpoint
     manifest.json          sha256 of every file above, versions, the command
 
+A *prepared* directory is one whose build stopped before the engine: config.json already names the target's file, and
+the ONNX model is there in its place.
+
 It is written to a temporary sibling and renamed when complete, so a build that dies leaves nothing that could be
 mistaken for an engine; the next build of the same directory sweeps the sibling away.
 """
@@ -30,6 +33,7 @@ from fasa_trt.core.spec import SparseSpec
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 PROFILE = "profile.safetensors"
+ONNX_FILES = ("model.onnx", "model.onnx.data")
 SCHEMA = 1
 
 
@@ -59,6 +63,10 @@ class EngineDirectory:
         return SparseSpec.from_json(self.fasa["sparse"])
 
     @property
+    def head_dim(self) -> int:
+        return int(self.config["pretrained_config"]["head_size"])
+
+    @property
     def max_seq_len(self) -> int:
         return int(self.config["build_config"]["max_seq_len"])
 
@@ -67,10 +75,11 @@ class EngineDirectory:
         return int(self.config["build_config"]["max_batch_size"])
 
 
-def open_engine(path: str | Path, *, verify: bool = True) -> EngineDirectory:
+def open_engine(path: str | Path, *, verify: bool = True, prepared: bool = False) -> EngineDirectory:
     """Opens and checks a directory that `write_engine` made.
 
-    verify: compare every file's sha256 with the manifest (reads all of the weights once).
+    verify: compare every file's sha256 with the manifest (reads all of the weights once). prepared: whether it must
+    be one whose build stopped before the engine; otherwise it must not.
     Raises FasaError when there is no engine, a file is missing or was changed, or the schema is another version's.
     """
     path = Path(path)
@@ -103,6 +112,15 @@ def open_engine(path: str | Path, *, verify: bool = True) -> EngineDirectory:
         raise FasaError(f"{path / CONFIG} lacks {error}", hint="build the engine again") from None
     except (FasaError, TypeError, ValueError, AttributeError) as error:
         raise FasaError(f"{path / CONFIG} is not an engine's: {error}", hint="build the engine again") from None
+    if prepared and (model_file in listed or ONNX_FILES[0] not in listed):
+        raise FasaError(f"{path} holds no model to be built", hint="make it with fasa-trt build --stop-before-engine")
+    if prepared:
+        return engine
+    if model_file not in listed and ONNX_FILES[0] in listed:
+        raise FasaError(
+            f"{path} stops before the engine: {model_file} is not built yet",
+            hint=f"fasa-trt build --from-onnx {path} -o engine, on the machine that has the GPU",
+        )
     if model_file not in listed:
         raise FasaError(f"{path / MANIFEST} does not list {model_file}", hint="build the engine again")
     return engine

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import BertConfig, GPT2Config
 
 from fasa_trt.core.checkpoint import open_checkpoint
+from fasa_trt.runtime import machine
 from tests.cli.conftest import Cli
 from tests.engines import random_profile
 from tests.models import make_model
@@ -120,8 +122,14 @@ def test_corrupt_files(cli: Cli, name: str, damage: str, model: Path, profile: P
         (["--max-batch-size", 0], ["max-batch-size must be at least 1"]),
         (["--dtype", "int8"], ["unknown dtype 'int8'"]),
         (["--target", "tpu"], ["unknown target 'tpu'", "onnxruntime"]),
-        (["--target", "tensorrt-llm"], ["tensorrt-llm", "plugin", "onnxruntime"]),
-        (["--target", "tensorrt"], ["tensorrt", "plugin", "onnxruntime"]),
+        (["--target", "tensorrt-llm"], ["the plugin has no kernel for heads of 32 dims", "build for onnxruntime"]),
+        (["--target", "tensorrt", "--tp-size", 2], ["tp-size 2 is not possible", "one GPU"]),
+        (["--target", "tensorrt", "--lowering", "standard"], ["does not run the standard lowering", "plugin"]),
+        (["--lowering", "plugin"], ["target onnxruntime does not run the plugin lowering"]),
+        (["--labels", "int4"], ["int4 labels belong to the plugin lowering"]),
+        (["--max-num-tokens", 64], ["max_num_tokens belongs to the plugin lowering"]),
+        (["--arch", 90], ["onnxruntime engines are not made for GPU architecture '90'"]),
+        (["--stop-before-engine"], ["onnxruntime runs the ONNX model itself"]),
         (["--set", "budgett=3"], ["unknown build setting 'budgett'", "budget"]),
         (["--set", "budget"], ["not key=value"]),
         (["--set", "budget=many"], ["budget must be a whole number"]),
@@ -132,6 +140,45 @@ def test_bad_settings(
     cli: Cli, options: list[object], words: list[str], model: Path, profile: Path, tmp_path: Path
 ) -> None:
     cli("build", "-m", model, "--profile", profile, "-o", tmp_path / "engine", *options).refused(*words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def large_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that the plugin's kernels know."""
+    directory = make_model("llama", tmp_path_factory.mktemp("model"), head_dim=128)
+    random_profile(open_checkpoint(directory)).save(directory / "p.safetensors")
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--n-tip", 12], ["no kernel for n-tip 12", "--n-tip 16"]),
+        (["--budget", 8, "--recent", 4], ["cannot attend to 8 tokens", "16 to 4096"]),
+        (["--dtype", "float32"], ["does not compute in float32", "bfloat16"]),
+        (["--max-num-tokens", 10], ["max_num_tokens 10 is below 39", "a block of a prompt"]),
+        (["--tokens-per-block", 24], ["tokens_per_block 24 is not possible"]),
+        (["--labels", "int5"], ["unknown labels 'int5'"]),
+        (["--pp-size", 2], ["pp-size 2 is not possible"]),
+        (["--arch", 75], ["tensorrt-llm engines are not made for GPU architecture '75'"]),
+        ([], ["TensorRT-LLM 1.2.1", "TensorRT 11.1.0 will not do: 10.14.1 is needed", "pip install"]),
+        (["--target", "tensorrt"], ["TensorRT builds on the GPU that the engine is for", "--stop-before-engine"]),
+    ],
+)
+def test_bad_plugin_settings(
+    cli: Cli,
+    options: list[object],
+    words: list[str],
+    large_heads: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a TensorRT that is too new for TensorRT-LLM, and no GPU."""
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__name__="tensorrt", __version__="11.1.0"))
+    monkeypatch.setattr(machine, "cuda", lambda: machine.Cuda(None, ()))
+    command = ("build", "-m", large_heads, "--profile", large_heads / "p.safetensors", "-o", tmp_path / "engine")
+    cli(*command, "--target", "tensorrt-llm", *options).refused(*words)
     assert not list(tmp_path.iterdir())
 
 
@@ -217,7 +264,6 @@ def test_generate_mistakes(cli: Cli, engine: Path, tmp_path: Path) -> None:
     cli("generate", engine, "-p", "x", "--top-p", 1.5).refused("top-p 1.5 is out of range")
     cli("generate", engine, "-p", "x", "-n", 0).refused("max-new-tokens must be at least 1")
     cli("generate", engine, "-p", "x", "--chat").refused("no chat template")
-    cli("generate", engine, *["-p", "x"] * 9).refused("9 sequences at once", "--max-batch-size")
 
 
 @pytest.mark.parametrize("name", ["model.onnx.data", "model.onnx", "config.json", "tokenizer.json"])
@@ -244,6 +290,8 @@ def test_debug_shows_the_traceback(cli: Cli, tmp_path: Path) -> None:
 
 def test_usage_error_has_status_2(cli: Cli) -> None:
     assert cli("build").status == 2
+    both = cli("build", "-m", "model", "--from-onnx", "half")
+    assert both.status == 2 and "--from-onnx" in both.err
 
 
 def test_help_is_quick() -> None:

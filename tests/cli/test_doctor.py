@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 
+from fasa_trt.plugins import library
+from fasa_trt.plugins.plugin_library import VARIABLE
 from fasa_trt.runtime import machine
 from fasa_trt.runtime.machine import Cuda, Gpu
 from tests.cli.conftest import Cli
@@ -40,7 +44,7 @@ def test_commands_are_shown_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "package_version", lambda module, *names: None)
     output = doctor(cli)
     assert 'pip install "fasa-trt[tensorrt-rtx]"' in output
-    assert "tensorrt-llm comes with the plugin-and-engine release (extra fasa-trt[trtllm])" in output
+    assert 'tensorrt-llm to build and run: tensorrt 10.14.1, no other: pip install "tensorrt==10.14.1.*"' in output
     assert "not installed" in output
 
 
@@ -59,3 +63,18 @@ def test_a_gpu_is_shown(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_onnxruntime_does_not_stop_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert json.loads(doctor(cli, "--json"))["onnxruntime_providers"] == []
+
+
+def test_the_plugin_library(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASA_TRT_CACHE", str(tmp_path))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    nothing: dict[str, Any] = {"libraries": {"64": None, "96": None, "128": None, "256": None}, "needs": []}
+    assert json.loads(doctor(cli, "--json"))["plugin"] == nothing
+    assert "not built yet" in doctor(cli)
+    file = library.path("90", (128,), plugin=True)
+    file.write_bytes(b"library")
+    assert json.loads(doctor(cli, "--json"))["plugin"]["libraries"] == {**nothing["libraries"], "128": str(file)}
+    assert "built for head_dim 128" in doctor(cli)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "gone.so"))
+    assert json.loads(doctor(cli, "--json"))["plugin"]["libraries"] == {}
+    assert f"TensorRT plugin FASA_TRT_PLUGIN names {tmp_path / 'gone.so'}, which is no file" in doctor(cli)

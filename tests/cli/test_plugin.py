@@ -45,8 +45,8 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "log"
 
 
-def built(cli: Cli, *arguments: object) -> list[dict[str, object]]:
-    result = cli("plugin", "build", *arguments, "--json")
+def built(cli: Cli, *arguments: object, kind: str = "torch") -> list[dict[str, object]]:
+    result = cli("plugin", "build", "--kind", kind, *arguments, "--json")
     assert result.status == 0, result.err
     libraries: list[dict[str, object]] = json.loads(result.out)["libraries"]
     return libraries
@@ -67,20 +67,51 @@ def test_building_twice(cli: Cli, tools: Path) -> None:
 def test_paths_alone_are_on_stdout(cli: Cli, tools: Path) -> None:
     options = ("--arch", 90, "--head-dim", 128)
     result = cli("plugin", "build", *options)
-    file = result.out.strip()
-    assert result.status == 0 and Path(file).is_file() and "sm_90: compiled in" in result.err
-    assert "was in the cache" in cli("plugin", "build", *options).err
-    assert cli("plugin", "path", *options).out.strip() == file
+    files = result.out.split()
+    assert result.status == 0 and all(Path(file).is_file() for file in files)
+    assert "tensorrt, sm_90: compiled in" in result.err and "torch, sm_90: compiled in" in result.err
+    assert cli("plugin", "build", *options).err.count("was in the cache") == 2
+    assert [cli("plugin", "path", *options, "--kind", kind).out.strip() for kind in ("tensorrt", "torch")] == files
+    assert cli("plugin", "path", *options).out.strip() == files[0]
+    assert "libfasa_trt_plugin-sm90-128-" in files[0] and "libfasa_kernels-sm90-128-" in files[1]
+
+
+def test_both_kinds_share_the_kernels(cli: Cli, tools: Path) -> None:
+    options = ("--arch", 90, "--head-dim", 128)
+    cli("plugin", "build", *options)
+    commands = tools.read_text().splitlines()
+    assert sum("attend_128.cu" in line for line in commands) == 1
+    assert sum("creator.cpp" in line for line in commands) == 1
+    tools.unlink()
+    assert [
+        library["cached"]
+        for library in json.loads(cli("plugin", "build", *options, "--force", "--json").out)["libraries"]
+    ] == [False, False]
+    assert sum("attend_128.cu" in line for line in tools.read_text().splitlines()) == 1
+    assert sum("-shared" in line for line in tools.read_text().splitlines()) == 2
+
+
+def test_a_copy(cli: Cli, tools: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "libfasa_trt_plugin.so"
+    options = ("--arch", 90, "--head-dim", 128, "-o", target)
+    cli("plugin", "build", *options).refused("--output takes one library", "--kind")
+    assert not tools.exists(), "before anything is compiled"
+    result = cli("plugin", "build", *options, "--kind", "tensorrt")
+    assert result.out.strip() == str(target)
+    assert target.read_bytes() == library.path("90", (128,), plugin=True).read_bytes()
+    (tmp_path / "file").write_text("")
+    options = (*options[:-1], tmp_path / "file" / "x.so")
+    cli("plugin", "build", *options, "--kind", "tensorrt").refused("cannot write", "x.so")
 
 
 def test_path_compiles_nothing(cli: Cli, tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cli("plugin", "path", "--arch", 90).refused("no library", "run fasa-trt plugin build --arch 90)")
-    options = ("--arch", 90, "--arch", 80, "--head-dim", 64)
+    cli("plugin", "path", "--arch", 90).refused("no tensorrt library", "build --kind tensorrt --arch 90)")
+    options = ("--kind", "torch", "--arch", 90, "--arch", 80, "--head-dim", 64)
     built(cli, "--arch", 90, "--head-dim", 64)
-    cli("plugin", "path", *options).refused("run fasa-trt plugin build --arch 80 --head-dim 64)")
+    cli("plugin", "path", *options).refused("run fasa-trt plugin build --kind torch --arch 80 --head-dim 64)")
     built(cli, "--arch", 80)
     before = tools.read_text()
-    cli("plugin", "path", *options).refused("run fasa-trt plugin build --arch 80 --head-dim 64)")
+    cli("plugin", "path", *options).refused("run fasa-trt plugin build --kind torch --arch 80 --head-dim 64)")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(library, "sys", SimpleNamespace(path=[]))
     paths = cli("plugin", "path", *options).out.split()
@@ -114,6 +145,7 @@ def test_the_gpus_here_are_the_default(cli: Cli, tools: Path, monkeypatch: pytes
         (["--arch", ""], ["unknown GPU architecture ''"]),
         (["--arch", "hopper"], ["unknown GPU architecture 'hopper'"]),
         (["--arch", "90", "--head-dim", "100"], ["head_dim 100", "64, 96, 128, 256"]),
+        (["--arch", "90", "--kind", "onnx"], ["unknown kind of library 'onnx'", "tensorrt or torch"]),
     ],
 )
 def test_bad_options(cli: Cli, tools: Path, options: list[str], words: list[str]) -> None:

@@ -50,9 +50,10 @@ def test_every_open_size_has_a_range() -> None:
     ("limits", "message"),
     [
         ((0, 8, 8), "max_batch_size must be at least 1"),
+        ((1, 7, 8, 8), "max_num_tokens 7 is below 8"),
         ((1, 0, 8), "max_num_tokens must be at least 1"),
         ((1, 8, 0), "max_seq_len must be at least 1"),
-        ((9, 8, 8), "max_num_tokens 8 is below max_batch_size 9"),
+        ((9, 39, 8), r"max_num_tokens 39 is below 40, which is max_batch_size - 1 \+ tokens_per_block, 9 - 1 \+ 32"),
         ((1, 8, 8, 24), "tokens_per_block 24 is not possible"),
         ((1, 8, 8, 4), "tokens_per_block 4 is not possible"),
     ],
@@ -60,6 +61,11 @@ def test_every_open_size_has_a_range() -> None:
 def test_impossible_limits_are_refused(limits: tuple[int, ...], message: str) -> None:
     with pytest.raises(FasaError, match=message):
         EngineLimits(*limits)
+
+
+def test_the_smallest_step_has_room_for_a_block_beside_the_others() -> None:
+    assert contract.least_num_tokens(9, 32) == 40
+    assert EngineLimits(9, 40, 8).max_num_tokens == 40
 
 
 def test_padded_vocab() -> None:

@@ -151,3 +151,20 @@ def test_unreadable_file(name: str, engine: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Path, "open", protect(Path.open))
     monkeypatch.setattr(Path, "read_text", protect(Path.read_text))
     refused(engine, f"cannot read {engine / name}: {os.strerror(errno.EACCES)}")
+
+
+def test_a_build_that_stopped_before_the_engine(engine: Path) -> None:
+    """The ONNX model is there, what config.json names is not."""
+    content = json.loads((engine / "config.json").read_text("utf-8"))
+    content["fasa"]["model_file"] = "rank0.engine"
+    (engine / "config.json").write_text(json.dumps(content), "utf-8")
+    digest = hashlib.sha256((engine / "config.json").read_bytes()).hexdigest()
+    size = (engine / "config.json").stat().st_size
+    edit_manifest(engine, lambda manifest: manifest["files"].update({"config.json": {"bytes": size, "sha256": digest}}))
+    refused(engine, "stops before the engine: rank0.engine is not built yet", "fasa-trt build --from-onnx")
+    assert open_engine(engine, prepared=True).model_file == engine / "rank0.engine"
+
+
+def test_an_engine_is_not_to_be_built_again(engine: Path) -> None:
+    with pytest.raises(FasaError, match=r"holds no model to be built .*--stop-before-engine"):
+        open_engine(engine, prepared=True)

@@ -16,7 +16,7 @@ from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.safetensors_file import StoredTensor
 from fasa_trt.core.spec import SparseSpec
-from fasa_trt.export.config import BUILDABLE, TARGETS, BuildConfig
+from fasa_trt.export.config import BuildConfig
 from tests.models import BASE, make_model
 
 
@@ -47,9 +47,11 @@ def refused(checkpoint: Checkpoint, *words: str, **sources: Any) -> None:
 def test_defaults(checkpoint: Checkpoint) -> None:
     assert BuildConfig.resolve(checkpoint) == BuildConfig(
         target="onnxruntime",
+        lowering="standard",
         dtype="float32",
         max_seq_len=1024,
         max_batch_size=8,
+        labels="prefix",
         budget=256,
         n_tip=6,
         reduction="sum",
@@ -67,7 +69,7 @@ def test_sparse_defaults_are_those_of_the_specification(checkpoint: Checkpoint) 
 
 
 def test_defaults_of_a_fixed_capacity(checkpoint: Checkpoint) -> None:
-    config = BuildConfig.resolve(checkpoint, default_target="tensorrt-rtx")
+    config = BuildConfig.resolve(checkpoint, default_target="tensorrt-rtx", flags={"lowering": "standard"})
     assert (config.target, config.max_seq_len, config.max_batch_size) == ("tensorrt-rtx", 1024, 1)
     assert config.fixed_capacity and not BuildConfig.resolve(checkpoint).fixed_capacity
 
@@ -79,7 +81,7 @@ def long_model(dtype: str = "BF16") -> Checkpoint:
 
 def test_default_capacity_is_limited_where_it_is_allocated_whole() -> None:
     assert BuildConfig.resolve(long_model()).max_seq_len == 131072
-    flags: dict[str, Any] = {"target": "tensorrt-rtx"}
+    flags: dict[str, Any] = {"target": "tensorrt-rtx", "lowering": "standard"}
     assert BuildConfig.resolve(long_model(), flags=flags).max_seq_len == 16384
     flags["max_seq_len"] = 40000
     assert BuildConfig.resolve(long_model(), flags=flags).max_seq_len == 40000
@@ -96,10 +98,10 @@ def test_default_capacity_is_limited_where_it_is_allocated_whole() -> None:
     ],
 )
 def test_auto_dtype(target: str, stored: str, wanted: str) -> None:
-    config = BuildConfig.resolve(long_model(stored), flags={"target": target})
-    assert config.dtype == wanted
+    flags = {"target": target, "lowering": "standard"}
+    assert BuildConfig.resolve(long_model(stored), flags=flags).dtype == wanted
     for dtype in ("float32", "float16", "bfloat16"):
-        assert BuildConfig.resolve(long_model(stored), flags={"target": target, "dtype": dtype}).dtype == dtype
+        assert BuildConfig.resolve(long_model(stored), flags={**flags, "dtype": dtype}).dtype == dtype
 
 
 # --- precedence ---
@@ -118,8 +120,19 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
+PLUGIN_VALUES: dict[str, list[Any]] = {
+    "lowering": ["plugin", "auto", "plugin"],
+    "arch": ["80", "90", "100"],
+    "max_num_tokens": [100, 200, 300],
+    "tokens_per_block": [16, 64, 128],
+    "labels": ["prefix", "auto", "prefix"],
+}
+
+
 def test_every_setting_is_covered() -> None:
-    assert VALUES.keys() | {"target"} == {field.name for field in dataclasses.fields(BuildConfig)}
+    fields = {field.name for field in dataclasses.fields(BuildConfig)}
+    assert VALUES.keys() | PLUGIN_VALUES.keys() | {"target", "tp_size", "pp_size", "notes"} == fields
+    assert "notes" not in BuildConfig().to_json()
 
 
 @pytest.mark.parametrize("key", VALUES)
@@ -175,7 +188,7 @@ def test_json_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["bugdet", "", "max seq len", "__class__", "spec"])
 def test_unknown_key(key: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    words = f"unknown build setting {key!r}", "known: budget, dense_layers, dtype"
+    words = f"unknown build setting {key!r}", "known: arch, budget, dense_layers, dtype"
     refused(checkpoint, *words, file=write(tmp_path, {key: 1}))
     refused(checkpoint, *words, settings=[f"{key}=1"])
     refused(checkpoint, *words, flags={key: 1})
@@ -192,7 +205,7 @@ def test_null_where_there_is_no_default_of_the_model(key: str, checkpoint: Check
     refused(checkpoint, f"{key} must be a whole number, not None", settings=[f"{key}=null"])
 
 
-@pytest.mark.parametrize("key", ["target", "dtype", "reduction", "rule"])
+@pytest.mark.parametrize("key", ["target", "lowering", "dtype", "labels", "reduction", "rule"])
 def test_not_text(key: str, checkpoint: Checkpoint) -> None:
     refused(checkpoint, f"{key} must be text, not 3", settings=[f"{key}=3"])
 
@@ -251,6 +264,19 @@ def test_no_such_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
         ({"max_seq_len": -4}, ["max-seq-len must be at least 1, not -4"]),
         ({"max_seq_len": 1025}, ["max-seq-len 1025 is beyond the 1024 positions of this model", "max_position_embed"]),
         ({"max_batch_size": 0}, ["max-batch-size must be at least 1, not 0"]),
+        ({"lowering": "best"}, ["unknown lowering 'best' (auto, plugin or standard)"]),
+        ({"lowering": "plugin"}, ["target onnxruntime does not run the plugin lowering", "it runs standard"]),
+        ({"target": "tensorrt", "lowering": "standard"}, ["tensorrt does not run the standard lowering"]),
+        ({"target": "tensorrt-llm", "lowering": "standard"}, ["does not run the standard lowering", "it runs plugin"]),
+        ({"labels": "int2"}, ["unknown labels 'int2' (auto, prefix, int4, int8, fp8)"]),
+        ({"labels": "int4"}, ["int4 labels belong to the plugin lowering"]),
+        ({"max_num_tokens": 64}, ["max_num_tokens belongs to the plugin lowering"]),
+        ({"tokens_per_block": 64}, ["tokens_per_block belongs to the plugin lowering"]),
+        ({"tp_size": 2}, ["tp-size 2 is not possible: an engine runs on one GPU"]),
+        ({"target": "tensorrt-llm", "pp_size": 2}, ["pp-size 2 is not possible", "--pp-size 1"]),
+        ({"arch": "90"}, ["onnxruntime engines are not made for GPU architecture '90'", "leave --arch out"]),
+        ({"target": "tensorrt-rtx", "arch": "90"}, ["tensorrt-rtx engines are not made for", "80, 86, 89, 120"]),
+        ({"target": "tensorrt", "arch": "75"}, ["tensorrt engines are not made for GPU architecture '75'"]),
         ({"dtype": "int8"}, ["unknown dtype 'int8' (auto, float32, float16 or bfloat16)"]),
         ({"target": "coreml"}, ["unknown target 'coreml' (one of onnxruntime, tensorrt-rtx, tensorrt, tensorrt-llm)"]),
     ],
@@ -259,17 +285,12 @@ def test_impossible_values(flags: dict[str, Any], words: list[str], checkpoint: 
     refused(checkpoint, *words, flags=flags)
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target not in BUILDABLE])
-def test_targets_of_later_versions(target: str, checkpoint: Checkpoint) -> None:
-    words = f"target {target} needs the FASA plugin", "build for onnxruntime or tensorrt-rtx"
-    refused(checkpoint, *words, flags={"target": target})
-
-
 def test_budget_that_tensorrt_cannot_sort() -> None:
     flags: dict[str, Any] = {"budget": 3841, "max_seq_len": 8192}
-    refused(long_model(), "TensorRT's TopK", "3840", flags={**flags, "target": "tensorrt-rtx"})
     assert BuildConfig.resolve(long_model(), flags=flags).budget == 3841
-    assert BuildConfig.resolve(long_model(), flags={**flags, "target": "tensorrt-rtx", "budget": 3840}).budget == 3840
+    flags |= {"target": "tensorrt-rtx", "lowering": "standard"}
+    refused(long_model(), "TensorRT's TopK", "3840", flags=flags)
+    assert BuildConfig.resolve(long_model(), flags={**flags, "budget": 3840}).budget == 3840
 
 
 @pytest.mark.parametrize(
@@ -296,7 +317,7 @@ MODEL = long_model()
 
 
 @settings(deadline=None)
-@given(st.dictionaries(st.sampled_from([*VALUES, "target"]), json_values, max_size=3))
+@given(st.dictionaries(st.sampled_from([*VALUES, *PLUGIN_VALUES, "target", "tp_size"]), json_values, max_size=3))
 def test_any_json_is_resolved_or_refused(content: dict[str, Any]) -> None:
     try:
         config = BuildConfig.resolve(MODEL, settings=[f"{key}={json.dumps(value)}" for key, value in content.items()])

@@ -19,8 +19,10 @@ from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.engine_dir import EngineDirectory, open_engine
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
+from fasa_trt.export import plugin_limits
 from fasa_trt.export.config import BuildConfig
-from fasa_trt.export.engine import build_engine, eos_token_ids, estimate
+from fasa_trt.export.engine import build_engine, eos_token_ids
+from fasa_trt.export.sizes import estimate
 from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
 from fasa_trt.runtime.traffic import kv_elements_read
 from tests.engines import random_profile
@@ -161,7 +163,7 @@ def test_report_tells_the_stage_and_reaches_its_end(llama: Checkpoint, tmp_path:
 def test_tensorrt_plan_replaces_the_onnx_model(
     llama: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fasa_trt.export import tensorrt
+    from fasa_trt.export import finish
 
     def build_plan(onnx_file: Path, plan_file: Path, *, progress: Any, **options: Any) -> dict[str, Any]:
         assert onnx_file.is_file() and onnx_file.with_name("model.onnx.data").is_file()
@@ -169,12 +171,13 @@ def test_tensorrt_plan_replaces_the_onnx_model(
         progress(1, 1)
         return {**options, "seconds": 3}
 
-    monkeypatch.setattr(tensorrt, "build_plan", build_plan)
+    monkeypatch.setattr(finish, "build_plan", build_plan)
+    monkeypatch.setattr(finish, "load_tensorrt", lambda *_: None)
     told = set()
     engine = build(
         llama,
         tmp_path / "engine",
-        flags={**FLAGS, "target": "tensorrt-rtx"},
+        flags={**FLAGS, "target": "tensorrt-rtx", "lowering": "standard"},
         report=lambda stage, *_: told.add(stage),
     )
     assert told == {"export", "build"}
@@ -182,7 +185,8 @@ def test_tensorrt_plan_replaces_the_onnx_model(
                                   "profile.safetensors"]  # fmt: skip
     assert (engine.target, engine.model_file.read_bytes()) == ("tensorrt-rtx", b"plan")
     facts = engine.manifest["tensorrt"]
-    assert (facts["flavour"], facts["max_batch_size"], facts["max_seq_len"]) == ("tensorrt_rtx", 2, 96)
+    assert (facts["flavour"], facts["plugin"]) == ("tensorrt_rtx", None)
+    assert facts["ranges"] == {"batch": [1, 2, 2], "tokens": [1, 1, 96], "logit_tokens": [1, 1, 96]}
 
 
 # --- nothing half-made ---
@@ -316,3 +320,22 @@ def test_estimate_of_a_greedy_rule_before_calibration(llama: Checkpoint) -> None
     """The order is not known yet; sizes do not depend on it."""
     sizes = estimate(llama, None, BuildConfig.resolve(llama, flags={**FLAGS, "rule": "greedy"}))
     assert sizes == estimate(llama, None, BuildConfig.resolve(llama, flags=FLAGS))
+
+
+def test_estimate_of_a_paged_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Label heads are part of the pool; a step reads the labels and not the head that they lie in."""
+    monkeypatch.setattr(plugin_limits, "READABLE", ("prefix", "int4"))
+    model = checkpoint("llama", tmp_path, head_dim=64)
+    flags = {"target": "tensorrt-llm", "dtype": "float16", "max_seq_len": 96, "budget": 40, "dense_layers": [1]}
+    prefix = estimate(model, None, BuildConfig.resolve(model, flags={**flags, "labels": "prefix", "n_tip": 16}))
+    row = 2 * 64 * 2  # keys and values of a KV head
+    assert prefix["kv_bytes_per_token"] == 3 * 2 * row
+    assert prefix["label_bytes_per_token"] == 0
+    assert prefix["block_bytes"] == 32 * prefix["kv_bytes_per_token"]
+    assert prefix["kv_read_per_token_fasa"] == 2 * 2 * (2 * 16 * 2) + 2 * row
+    int4 = estimate(model, None, BuildConfig.resolve(model, flags=flags))
+    assert int4["label_bytes_per_token"] == 2 * row
+    assert int4["kv_bytes_per_token"] == 3 * 2 * row + 2 * row
+    assert int4["block_bytes"] == 32 * int4["kv_bytes_per_token"]
+    assert int4["kv_read_per_token_fasa"] == 2 * 2 * (16 + 2) + 2 * row
+    assert int4["kv_read_per_token_dense"] == prefix["kv_read_per_token_dense"] == 3 * 2 * row

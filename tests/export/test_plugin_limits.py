@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from fasa_trt.core.spec import REDUCTIONS
 from fasa_trt.export import plugin_limits
 from fasa_trt.export.plugin import REDUCTION_CODES
-from fasa_trt.export.plugin_limits import LABEL_KINDS, nearest_n_tip
+from fasa_trt.export.plugin_limits import LABEL_KINDS, default_labels, default_n_tip, fits_label_head, nearest_n_tip
 
 HEADER = Path(__file__).parents[2] / "plugins" / "kernels" / "fasa.h"
 
@@ -38,3 +40,21 @@ def test_nearest_n_tip() -> None:
     assert [nearest_n_tip(n, 128) for n in (1, 9, 12, 24, 30, 60)] == [8, 8, 16, 24, 32, 64]
     assert nearest_n_tip(32, 64) == 32
     assert nearest_n_tip(48, 96) == 48
+
+
+def test_what_fits_into_a_label_head() -> None:
+    """A row of 128 elements of 16 bits is 256 bytes: 4-bit labels of 32 chunks take 32 for each KV head."""
+    assert fits_label_head("int4", 32, 8, 128) and not fits_label_head("int4", 32, 9, 128)
+    assert fits_label_head("int8", 16, 8, 128) and not fits_label_head("int8", 32, 8, 128)
+    assert fits_label_head("fp8", 32, 4, 128) and not fits_label_head("fp8", 32, 5, 128)
+
+
+def test_default_labels_and_n_tip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_limits, "READABLE", ("prefix",))
+    assert default_labels(8, 128, None) == "prefix"
+    monkeypatch.setattr(plugin_limits, "READABLE", ("prefix", "int4"))
+    assert [default_labels(heads, 128, None) for heads in (1, 8, 9, 32)] == ["int4", "int4", "prefix", "prefix"]
+    assert [default_labels(8, 128, n_tip) for n_tip in (8, 32, 48)] == ["int4", "int4", "prefix"]
+    assert [default_n_tip("prefix", 8, head_dim) for head_dim in (64, 96, 128, 256)] == [16, 16, 24, 48]
+    assert [default_n_tip("int4", 8, head_dim) for head_dim in (64, 96, 128, 256)] == [16, 24, 32, 64]
+    assert [default_n_tip("int8", heads, 128) for heads in (4, 8, 16, 32)] == [32, 16, 8, 32], "the last is refused"

@@ -22,7 +22,7 @@ from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export import parser_link, tensorrt
 from fasa_trt.export.build_log import BuildProgress, new_log
 from fasa_trt.export.onnx_model import export_onnx
-from fasa_trt.export.tensorrt import build_plan
+from fasa_trt.export.tensorrt import RTX_ARCHITECTURES, build_plan, standard_ranges
 from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
 from tests.engines import MAX_SEQ_LEN, decode_steps, export, prefill, random_profile, relative
 from tests.models import VARIANTS, make_model
@@ -56,9 +56,9 @@ def fixed_model(
     return file
 
 
-def build(file: Path, **arguments: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = {"flavour": "tensorrt_rtx", "max_batch_size": 4, "max_seq_len": MAX_SEQ_LEN}
-    return build_plan(file, file.with_suffix(".rtx"), **{**settings, **arguments})
+def build(file: Path, *, max_seq_len: int = MAX_SEQ_LEN, prefill_chunk: int = 256, **arguments: Any) -> dict[str, Any]:
+    ranges = standard_ranges(4, max_seq_len, prefill_chunk)
+    return build_plan(file, file.with_suffix(".rtx"), flavour="tensorrt_rtx", ranges=ranges, **arguments)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -123,6 +123,16 @@ def test_the_graph_for_tensorrt_computes_the_same(variant: str, reduction: Any, 
         assert relative(got, wanted) < 1e-5
 
 
+def test_architectures(tmp_path: Path, trt: Any) -> None:
+    assert {f"SM{architecture}" for architecture in RTX_ARCHITECTURES} <= set(trt.ComputeCapability.__members__)
+    file = fixed_model("llama", tmp_path)
+    everywhere = build(file)
+    assert everywhere["architecture"] is None
+    for architecture in RTX_ARCHITECTURES:
+        facts = build(file, architecture=architecture)
+        assert facts["architecture"] == architecture and not facts["warnings"]
+
+
 def test_progress_ends_at_all(tmp_path: Path, trt: Any) -> None:
     seen: list[tuple[int, int]] = []
     build(fixed_model("llama", tmp_path), progress=lambda done, total: seen.append((done, total)))
@@ -163,14 +173,13 @@ def test_refusals(tmp_path: Path, trt: Any) -> None:
     file = fixed_model("llama", tmp_path)
     with pytest.raises(FasaError, match="no such ONNX model"):
         build(tmp_path / "missing.onnx")
-    with pytest.raises(FasaError, match="0 rows"):
-        build(file, max_batch_size=0)
     with pytest.raises(FasaError, match=r"cannot build .*not self-consistent"):
         build(file, max_seq_len=2 * MAX_SEQ_LEN)  # more than the graph's cache holds
     blocked = tmp_path / "file"
     blocked.write_bytes(b"")
     with pytest.raises(FasaError, match="cannot write"):
-        build_plan(file, blocked / "model.rtx", flavour="tensorrt_rtx", max_batch_size=1, max_seq_len=MAX_SEQ_LEN)
+        ranges = standard_ranges(1, MAX_SEQ_LEN)
+        build_plan(file, blocked / "model.rtx", flavour="tensorrt_rtx", ranges=ranges)
 
 
 def test_broken_models(tmp_path: Path, trt: Any) -> None:
@@ -199,8 +208,8 @@ def test_missing_and_old_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(FasaError, match=r'pip install "fasa-trt\[tensorrt\]"'):
         tensorrt.load_tensorrt("tensorrt")
-    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.14.1.48"))
-    with pytest.raises(FasaError, match=r"10.14.1.48 is too old: 10.15 is needed"):
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.13.3.9"))
+    with pytest.raises(FasaError, match=r"10.13.3.9 is too old: 10.14 is needed"):
         tensorrt.load_tensorrt("tensorrt")
 
 

@@ -184,7 +184,7 @@ def test_every_key_has_a_type(model: Model, name: str) -> None:
         ("pretrained_config.dtype", "float16", "gpt_attention_plugin is not the model's dtype"),
         ("pretrained_config.dtype", "float32", "dtype is 'float32', it must be one of 'float16', 'bfloat16'"),
         ("build_config.max_batch_size", 0, "max_batch_size is 0, it must be at least 1"),
-        ("build_config.max_batch_size", 65, "max_num_tokens 64 is below max_batch_size 65"),
+        ("build_config.max_batch_size", 65, "max_num_tokens 64 is below 80"),
         ("build_config.max_input_len", 129, "max_input_len is larger than max_seq_len"),
         ("build_config.kv_cache_type", "continuous", "kv_cache_type is 'continuous'"),
         ("build_config.plugin_config.gpt_attention_plugin", None, "must be of type str, not None"),

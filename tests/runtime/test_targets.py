@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from fasa_trt.plugins import plugin_library
+from fasa_trt.plugins.library import HEAD_DIMS
 from fasa_trt.runtime import machine, targets
 from fasa_trt.runtime.machine import Cuda, Gpu
 from fasa_trt.runtime.targets import Target, default_target
 
-COMPLETE = {"onnx": "1.21", "onnx_ir": "0.1.12", "onnxruntime": "1.32.0", "tensorrt_rtx": "1.7.1.116"}
+COMPLETE = {
+    "onnx": "1.21",
+    "onnx_ir": "0.1.12",
+    "onnxruntime": "1.32.0",
+    "tensorrt_rtx": "1.7.1.116",
+    "cuda.bindings": "13.5.0",
+}
 
 
 def cuda(*capability: int) -> Cuda:
@@ -25,9 +33,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.fixture
-def rtx_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this version could run TensorRT for RTX."""
-    monkeypatch.setattr(targets, "RUNNABLE", ("onnxruntime", "tensorrt-rtx"))
+def with_plugin(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """What keeps the plugin library from being there, by head_dim: nothing; change it."""
+    reasons: list[str | None] = [None, None, None, None]
+    monkeypatch.setattr(plugin_library, "missing", lambda head_dim, arch: reasons[HEAD_DIMS.index(head_dim)])
+    return reasons
 
 
 def find(name: str, driver: Cuda | None = None) -> Target:
@@ -53,14 +63,14 @@ def test_onnxruntime(installed: dict[str, str]) -> None:
     ],
 )
 def test_tensorrt_rtx_wants_certain_gpus(
-    capability: tuple[int, int], runs: bool, installed: dict[str, str], rtx_backend: None
+    capability: tuple[int, int], runs: bool, installed: dict[str, str], with_plugin: list[str | None]
 ) -> None:
     target = find("tensorrt-rtx", cuda(*capability))
     assert (target.can_build, target.can_run) == (True, runs)
     assert target.needs == () if runs else "NVIDIA Example has {}.{}".format(*capability) in target.needs[0]
 
 
-def test_tensorrt_rtx_says_what_it_lacks(installed: dict[str, str], rtx_backend: None) -> None:
+def test_tensorrt_rtx_says_what_it_lacks(installed: dict[str, str], with_plugin: list[str | None]) -> None:
     assert find("tensorrt-rtx", Cuda(None, ())).needs[0].endswith("no CUDA driver is installed here")
     assert find("tensorrt-rtx", Cuda("13.0", ())).needs[0].endswith("the CUDA driver shows none here")
     del installed["tensorrt_rtx"]
@@ -69,23 +79,61 @@ def test_tensorrt_rtx_says_what_it_lacks(installed: dict[str, str], rtx_backend:
     assert target.needs[0].endswith('pip install "fasa-trt[tensorrt-rtx]"')
 
 
-def test_tensorrt_rtx_is_not_run_by_this_version(installed: dict[str, str]) -> None:
-    """Take this test out, and add the target to RUNNABLE, together with the backend."""
+def test_tensorrt(installed: dict[str, str], with_plugin: list[str | None]) -> None:
+    installed["tensorrt"] = "11.1.0.3"
+    assert find("tensorrt", cuda(9, 0)) == Target("tensorrt", True, True)
+    assert default_target(targets.targets(cuda(9, 0))) == "tensorrt"
+    installed["tensorrt"] = "10.13.2"
+    assert "tensorrt 10.14 or newer, not 10.13.2" in find("tensorrt", cuda(9, 0)).needs[0]
+    del installed["tensorrt"]
+    assert 'pip install "fasa-trt[tensorrt]"' in find("tensorrt", cuda(9, 0)).needs[0]
+
+
+def test_tensorrt_llm(installed: dict[str, str], with_plugin: list[str | None]) -> None:
+    installed |= {"tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1"}
+    assert find("tensorrt-llm", cuda(9, 0)) == Target("tensorrt-llm", True, True)
+    assert default_target(targets.targets(cuda(9, 0))) == "tensorrt-llm"
+    installed["tensorrt_llm"] = "1.4.0"
+    target = find("tensorrt-llm", cuda(9, 0))
+    assert (target.can_build, target.can_run) == (True, False)
+    assert "tensorrt-llm 1.2.1, not 1.4.0, which runs no engines" in target.needs[0]
+    installed["tensorrt"] = "10.15.0.1"
+    target = find("tensorrt-llm", cuda(9, 0))
+    assert (target.can_build, len(target.needs)) == (False, 2)
+    assert 'tensorrt 10.14.1, no other, not 10.15.0.1: pip install "tensorrt==10.14.1.*"' in target.needs[0]
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-llm"])
+def test_a_gpu_and_the_plugin_are_needed(name: str, installed: dict[str, str], with_plugin: list[str | None]) -> None:
+    installed |= {"tensorrt": "10.14.1.48", "tensorrt_llm": "1.2.1"}
+    for driver, word in ((Cuda(None, ()), "no CUDA driver is installed"), (Cuda("13.0", ()), "shows none here")):
+        target = find(name, driver)
+        assert (target.can_build, target.can_run, len(target.needs)) == (False, False, 1)
+        assert word in target.needs[0]
+    with_plugin[:] = ["no CUDA compiler found"] * 4
+    (need,) = find(name, cuda(9, 0)).needs
+    assert need == "to build and run: the plugin library: no CUDA compiler found"
+    with_plugin[2] = None
+    assert find(name, cuda(9, 0)).can_build, "for models of one head_dim"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_running_needs_cuda_bindings(name: str, installed: dict[str, str], with_plugin: list[str | None]) -> None:
+    installed |= {"tensorrt": "10.14.1.48"}
+    del installed["cuda.bindings"]
+    target = find(name, cuda(8, 9))
+    assert (target.can_build, target.can_run) == (True, False)
+    assert target.needs == ("to run: cuda-bindings 12.8 or newer: pip install cuda-bindings",)
+
+
+def test_tensorrt_rtx_runs_plugin_engines(installed: dict[str, str], with_plugin: list[str | None]) -> None:
+    with_plugin[:] = ["no CUDA compiler found"] * 4
     target = find("tensorrt-rtx", cuda(8, 9))
     assert (target.can_build, target.can_run) == (True, False)
-    assert "runs onnxruntime ones only" in target.needs[0]
-    assert default_target(targets.targets(cuda(8, 9))) == "onnxruntime"
+    assert target.needs == ("to run: the plugin library: no CUDA compiler found",)
 
 
-@pytest.mark.parametrize(("name", "extra"), [("tensorrt", "tensorrt"), ("tensorrt-llm", "trtllm")])
-def test_later_targets(name: str, extra: str, installed: dict[str, str]) -> None:
-    installed["tensorrt"] = installed["tensorrt_llm"] = "11.0"
-    target = find(name, cuda(9, 0))
-    assert (target.can_build, target.can_run) == (False, False)
-    assert f"plugin-and-engine release (extra fasa-trt[{extra}])" in target.needs[0]
-
-
-def test_default_is_the_best_that_runs(installed: dict[str, str], rtx_backend: None) -> None:
+def test_default_is_the_best_that_runs(installed: dict[str, str], with_plugin: list[str | None]) -> None:
     assert default_target() == "onnxruntime"
     assert default_target(targets.targets(cuda(9, 0))) == "onnxruntime"
     assert default_target(targets.targets(cuda(8, 9))) == "tensorrt-rtx"
