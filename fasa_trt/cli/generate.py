@@ -20,7 +20,7 @@ def generate(
     engine_dir: Annotated[Path, typer.Argument(help="Engine directory from fasa-trt build.")],
     stdin: Annotated[str | None, typer.Argument(metavar="[-]", help="- reads the prompt from stdin.")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Prompt; several run as one ragged batch.")
+        list[str] | None, typer.Option("--prompt", "-p", help="Prompt; several run as one batch.")
     ] = None,
     prompt_file: Annotated[list[Path] | None, typer.Option(help="File that holds a prompt; repeatable.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Tokens to generate at most.")] = 128,
@@ -35,8 +35,13 @@ def generate(
         typer.Option(help="Keep those at least this likely, relative to the likeliest.", rich_help_panel=SAMPLING),
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.", rich_help_panel=SAMPLING)] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")] = None,
-    provider: Annotated[str | None, typer.Option(help="cpu | cuda", show_default="cuda where present")] = None,
+    threads: Annotated[int | None, typer.Option(help="onnxruntime: CPU threads.", show_default="all cores")] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="onnxruntime: cpu | cuda", show_default="cuda where present")
+    ] = None,
+    kv_fraction: Annotated[
+        float | None, typer.Option(help="TensorRT: share of the free GPU memory for the KV cache.", show_default="0.9")
+    ] = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the manifest's checksums.")] = False,
     json_output: opt.Json = False,
 ) -> None:
@@ -51,7 +56,7 @@ def generate(
 
     prompts = _prompts(stdin, prompt or [], prompt_file or [])
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-    engine = load(engine_dir, threads=threads, provider=provider, verify=not no_verify)
+    engine = load(engine_dir, threads=threads, provider=provider, kv_fraction=kv_fraction, verify=not no_verify)
     pieces = engine.stream(
         prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or (), chat=chat, dense=dense
     )

@@ -1,73 +1,29 @@
-"""Text in, text out, over any backend: prefill in chunks, decode step by step, a ragged batch at a time.
+"""Text in, text out, over any backend: a batch of prompts at a time, streamed as it comes.
 
 from fasa_trt import load
 
 engine = load("engine-dir")
 for piece in engine.stream("def fibonacci(n):", max_new_tokens=64):
     print(piece.text, end="")
+
+`service.py` serves requests that come at any time, from several threads.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from fasa_trt.core.engine_dir import EngineDirectory, open_engine
 from fasa_trt.core.errors import FasaError
-from fasa_trt.runtime.backend import Backend, Tokens
-from fasa_trt.runtime.sampling import Sampling, sample
-from fasa_trt.runtime.text import TextStream
-from fasa_trt.runtime.traffic import kv_elements_read
+from fasa_trt.runtime.backend import Backend
+from fasa_trt.runtime.batcher import Batcher, Failed, Request
+from fasa_trt.runtime.completion import Answer, Completion, Piece, Statistics
+from fasa_trt.runtime.sampling import Sampling
+from fasa_trt.runtime.sequence import Preempted
 
-PREFILL_CHUNK = 512  # tokens a row and step: large enough for the matrix products, small enough for the scores
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some newly certain text of one row of the batch; may be empty when the row finishes."""
-
-    row: int
-    text: str
-
-
-@dataclass
-class Completion:
-    """One finished row. finish_reason: "eos", "stop" (a stop string) or "length"."""
-
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    prompt_tokens: int = 0
-    finish_reason: Literal["eos", "stop", "length"] = "length"
-
-
-@dataclass
-class Statistics:
-    """Of one batch. kv_read, kv_dense: cache elements that decode steps read, and would have read densely."""
-
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    decoded_tokens: int = 0  # new tokens but the first of each row, which prefill yields
-    kv_read: int = 0
-    kv_dense: int = 0
-
-    @property
-    def prefill_rate(self) -> float:
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds else 0.0
-
-    @property
-    def decode_rate(self) -> float:
-        return self.decoded_tokens / self.decode_seconds if self.decode_seconds else 0.0
-
-    @property
-    def kv_share(self) -> float:
-        return self.kv_read / self.kv_dense if self.kv_dense else 1.0
+__all__ = ["Completion", "Engine", "Piece", "Statistics", "load"]
 
 
 class Engine:
@@ -78,9 +34,12 @@ class Engine:
         self.eos = frozenset(int(token) for token in directory.fasa.get("eos_token_ids", ()))
         self.completions: list[Completion] = []
         self.statistics = Statistics()
+        self._cancel: list[tuple[Batcher, int]] = []  # requests of the batch that runs
 
     def encode(self, prompt: str, *, chat: bool = False) -> list[int]:
         """Token ids of a prompt. chat: as a user's message in the model's chat template."""
+        if not prompt:  # some tokenizers add a BOS to nothing
+            return []
         if chat:
             if not getattr(self.tokenizer, "chat_template", None):
                 raise FasaError("this model has no chat template", hint="leave --chat out")
@@ -105,123 +64,81 @@ class Engine:
         chat: bool = False,
         dense: bool = False,
     ) -> Iterator[Piece]:
-        """Yields text as soon as it is certain. Several prompts run as one ragged batch.
+        """Yields text as soon as it is certain. Several prompts run as one ragged batch; those beyond the engine's
+        max_batch_size join as others end.
 
         stop: strings that end a row and are not part of its text. dense: attend to everything, for comparison.
-        Raises FasaError when a prompt is empty or does not fit the engine.
+        A batch ends the one before it. Raises FasaError when a prompt is empty or does not fit the engine, and from
+        the iterator when a step fails or a later batch was started.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = [self.encode(text, chat=chat) if text else [] for text in texts]  # some tokenizers add a BOS to nothing
-        self._check(rows, max_new_tokens)
-        return self._run(rows, max_new_tokens, sampling or Sampling(), stop, not dense)
-
-    def _check(self, rows: list[list[int]], max_new_tokens: int) -> None:
-        if max_new_tokens < 1:
-            raise FasaError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
-        if not rows or any(not row for row in rows):
+        rows = [self.encode(text, chat=chat) for text in texts]
+        if not rows:
             raise FasaError("the prompt is empty", hint="pass some text")
-        longest, limit = max(map(len, rows)), self.backend.max_seq_len
-        if longest >= limit:
-            raise FasaError(
-                f"the prompt has {longest} tokens, this engine holds {limit} with the answer",
-                hint="shorten it, or build with a larger --max-seq-len",
-            )
+        sampling = sampling or Sampling()
+        requests = [
+            Request(row, max_new_tokens, self.eos, sampling, dense, generator)
+            for row, generator in zip(rows, sampling.generators(len(rows)), strict=True)
+        ]
+        batcher = self.backend.batcher(len(rows))
+        for request in requests:
+            batcher.check(request)
+        return self._run(batcher, requests, stop)
 
-    def _run(
-        self, rows: list[list[int]], max_new_tokens: int, sampling: Sampling, stop: Sequence[str], sparse: bool
-    ) -> Iterator[Piece]:
-        self.completions = [Completion(prompt_tokens=len(row)) for row in rows]
-        self.statistics = stats = Statistics(prompt_tokens=sum(map(len, rows)))
-        streams = [TextStream(self.tokenizer, stop) for _ in rows]
-        generators = sampling.generators(len(rows))
-        lengths = np.array([len(row) for row in rows])
-        started = time.perf_counter()
-        logits = self._prefill(rows, lengths)
-        stats.prefill_seconds = time.perf_counter() - started
-        active = set(range(len(rows)))
-        current = np.zeros((len(rows), 1), np.int64)
-        while True:
-            for row in sorted(active):
-                completion, text = self.completions[row], streams[row]
-                token = sample(logits[row], sampling, generators[row])
-                completion.tokens.append(token)
-                current[row] = token
-                stats.new_tokens += 1
-                if token in self.eos:
-                    completion.finish_reason = "eos"
-                elif piece := text.push(token):
-                    yield Piece(row, piece)
-                full = len(completion.tokens) >= max_new_tokens or lengths[row] + 1 >= self.backend.max_seq_len
-                if full or text.stopped or completion.finish_reason == "eos":
-                    active.discard(row)
-                    if piece := text.finish():
-                        yield Piece(row, piece)
-                    completion.text = text.text
-                    if text.stopped:
-                        completion.finish_reason = "stop"
-            if not active:
-                return
-            started = time.perf_counter()
-            logits = self._decode(current, lengths, active, sparse)
-            stats.decode_seconds += time.perf_counter() - started
-            stats.decoded_tokens += len(active)
+    def _run(self, batcher: Batcher, requests: list[Request], stop: Sequence[str]) -> Iterator[Piece]:
+        self._end()
+        answers = [Answer(self.tokenizer, len(request.prompt), stop) for request in requests]
+        completions = self.completions = [answer.completion for answer in answers]
+        stats = self.statistics = Statistics(prompt_tokens=sum(len(request.prompt) for request in requests))
+        rows = {batcher.submit(request): row for row, request in enumerate(requests)}
+        self._cancel = [(batcher, number) for number in rows]
+        try:
+            while not all(answer.done for answer in answers):
+                turn = batcher.step()
+                assert turn is not None, "the batcher has lost a request"
+                stats.count(turn, self.directory)
+                for event in turn.events:
+                    if isinstance(event, Failed):
+                        raise event.error
+                    if isinstance(event, Preempted):
+                        continue
+                    answer = answers[rows[event.request]]
+                    piece = answer.push(event)
+                    if answer.done and not event.finish:
+                        batcher.cancel(event.request)
+                    if piece:
+                        yield Piece(rows[event.request], piece)
+                        if self.completions is not completions:
+                            raise FasaError("a later batch has ended this one", hint="run one batch after the other")
+        finally:
+            if self.completions is completions:
+                self._end()
 
-    def _prefill(self, rows: list[list[int]], lengths: Tokens) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Fills the cache with right-padded chunks; logits [B, vocab] of each row's last token."""
-        batch = len(rows)
-        self.backend.allocate(batch)
-        unpadded = np.zeros(batch, np.int64)
-        result: np.ndarray[Any, np.dtype[np.float32]] | None = None
-        for start in range(0, int(lengths.max()), PREFILL_CHUNK):
-            width = min(PREFILL_CHUNK, int(lengths.max()) - start)
-            tokens = np.zeros((batch, width), np.int64)
-            for b, row in enumerate(rows):
-                piece = row[start : start + width]
-                tokens[b, : len(piece)] = piece
-            last = lengths - 1 - start
-            logits = self.backend.step(
-                tokens, np.minimum(start, lengths), unpadded, np.clip(last, 0, width - 1)[:, None], sparse=False
-            )[:, 0]
-            result = np.zeros_like(logits) if result is None else result
-            ends_here = (last >= 0) & (last < width)
-            result[ends_here] = logits[ends_here]
-        assert result is not None
-        return result
-
-    def _decode(
-        self, current: Tokens, lengths: Tokens, active: set[int], sparse: bool
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """One step of the active rows; logits [B, vocab]. Advances their lengths."""
-        running = sorted(active)
-        # Finished rows ride along at a running row's slot: were they left at a short length, all would attend densely.
-        position = np.full(len(lengths), lengths[running].max())
-        position[running] = lengths[running]
-        batch = len(lengths)
-        logits = self.backend.step(
-            current, position, np.zeros(batch, np.int64), np.zeros((batch, 1), np.int64), sparse=sparse
-        )[:, 0]
-        lengths[running] += 1
-        read, dense = kv_elements_read(self.directory, lengths[running], sparse=sparse)
-        self.statistics.kv_read += read
-        self.statistics.kv_dense += dense
-        return logits
+    def _end(self) -> None:
+        """Drops what the batch before has left."""
+        for batcher, number in self._cancel:
+            batcher.cancel(number)
+        self._cancel = []
 
 
-def load(path: str | Path, *, threads: int | None = None, provider: str | None = None, verify: bool = True) -> Engine:
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    provider: str | None = None,
+    kv_fraction: float | None = None,
+    verify: bool = True,
+) -> Engine:
     """Opens an engine directory for generation.
 
-    threads, provider: for onnxruntime ("cpu" or "cuda"; None takes the best). verify: check every file against the
-    manifest first. Raises FasaError when the directory is not a sound engine or its target cannot run here.
+    threads, provider: for onnxruntime ("cpu" or "cuda"; None takes the best). kv_fraction: for the others, the share
+    of the GPU memory left beside the engine that the KV cache may take, 0.9 unless given. verify: check every file
+    against the manifest first.
+    Raises FasaError when the directory is not a sound engine, its target cannot run here, or an option is another's.
     """
     directory = open_engine(path, verify=verify)
-    if directory.target != "onnxruntime":
-        raise FasaError(
-            f"{path} is a {directory.target} engine: this version builds those but runs onnxruntime ones only",
-            hint="build with --target onnxruntime to generate here",
-        )
+    backend = _backend(directory, threads, provider, kv_fraction)
     from transformers import AutoTokenizer
-
-    from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True)
@@ -230,4 +147,35 @@ def load(path: str | Path, *, threads: int | None = None, provider: str | None =
         raise FasaError(
             f"{path} has no usable tokenizer: {reason}", hint="build from a checkpoint that has one"
         ) from None
-    return Engine(directory, OnnxRuntimeBackend(directory, threads=threads, provider=provider), tokenizer)
+    return Engine(directory, backend, tokenizer)
+
+
+def _backend(engine: EngineDirectory, threads: int | None, provider: str | None, kv_fraction: float | None) -> Backend:
+    if engine.target == "onnxruntime":
+        _refuse("onnxruntime", {"kv-fraction": kv_fraction})
+        from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(engine, threads=threads, provider=provider)
+    plugin = engine.fasa.get("lowering") == "plugin"
+    if not plugin or engine.target not in ("tensorrt", "tensorrt-rtx", "tensorrt-llm"):
+        raise FasaError(
+            f"{engine.path} is a {engine.target} engine"
+            + ("" if plugin else " of the standard lowering")
+            + ": this version does not run those",
+            hint="build with --lowering plugin, or with --target onnxruntime to generate here",
+        )
+    _refuse(engine.target, {"threads": threads, "provider": provider})
+    fraction = 0.9 if kv_fraction is None else kv_fraction
+    if engine.target == "tensorrt-llm":
+        from fasa_trt.runtime.tensorrt_llm import load_tensorrt_llm
+
+        return load_tensorrt_llm(engine, kv_fraction=fraction)
+    from fasa_trt.runtime.tensorrt import load_tensorrt
+
+    return load_tensorrt(engine, kv_fraction=fraction)
+
+
+def _refuse(target: str, options: dict[str, Any]) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise FasaError(f"--{name} is not for {target} engines", hint="leave it out")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fasa_trt.core.engine_dir import EngineDirectory
 from fasa_trt.core.errors import FasaError
 from fasa_trt.runtime.backend import Tokens
+from fasa_trt.runtime.rows import RowBatcher
 
 CAPACITY_STEP = 512  # slots; a decode step reads the cache to its capacity, so spare slots cost time
 CACHE_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bfloat16)": np.uint16}
@@ -25,6 +26,7 @@ class OnnxRuntimeBackend:
     def __init__(self, engine: EngineDirectory, *, threads: int | None = None, provider: str | None = None) -> None:
         """provider: "cpu" or "cuda"; None takes CUDA where it is installed. Raises FasaError when it cannot run."""
         self.max_seq_len, self.max_batch_size = engine.max_seq_len, engine.max_batch_size
+        self.vocab_size = int(engine.config["pretrained_config"].get("vocab_size", 2**31))
         self._device, providers = _providers(provider)
         dtype = str(engine.config["pretrained_config"]["dtype"])
         if self._device == "cpu" and dtype == "bfloat16":
@@ -37,6 +39,7 @@ class OnnxRuntimeBackend:
         self._binding = self._session.io_binding()
         self._values: dict[str, ort.OrtValue] = {}
         self._batch = self._capacity = 0
+        self._bound: tuple[int, int] | None = None  # rows of the cache: the first, and how many
 
     @property
     def _output_names(self) -> set[str]:
@@ -47,13 +50,16 @@ class OnnxRuntimeBackend:
         """Slots that each row's cache has at present."""
         return self._capacity
 
+    def batcher(self, rows: int | None = None) -> RowBatcher:
+        return RowBatcher(self, rows)
+
     def allocate(self, batch: int) -> None:
         if not 1 <= batch <= self.max_batch_size:
             raise FasaError(
                 f"{batch} sequences at once: this engine was built for 1 to {self.max_batch_size}",
                 hint="build with a larger --max-batch-size",
             )
-        self._values, self._batch, self._capacity = {}, batch, 0
+        self._values, self._batch, self._capacity, self._bound = {}, batch, 0, None
 
     def step(
         self,
@@ -63,6 +69,7 @@ class OnnxRuntimeBackend:
         logit_index: Tokens,
         *,
         sparse: bool = True,
+        first_row: int = 0,
     ) -> NDArray[np.float32]:
         needed = int(cache_position.max()) + tokens.shape[1]
         if needed > self.max_seq_len:
@@ -72,6 +79,7 @@ class OnnxRuntimeBackend:
             )
         if needed > self._capacity:
             self._grow(needed)
+        self._bind(first_row, len(tokens))
         feed: dict[str, NDArray[Any]] = {
             "input_ids": tokens,
             "cache_position": cache_position,
@@ -82,7 +90,10 @@ class OnnxRuntimeBackend:
         for name, array in feed.items():
             self._binding.bind_cpu_input(name, np.ascontiguousarray(array))
         self._binding.bind_output("logits")
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            raise FasaError(f"onnxruntime cannot compute this step: {_first_line(error)}") from None
         logits: NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()
         return logits
 
@@ -101,15 +112,33 @@ class OnnxRuntimeBackend:
         """Makes room for `needed` slots, keeping what is cached. Unused slots are zero: they must not hold NaN."""
         capacity = min(self.max_seq_len, -(-needed // CAPACITY_STEP) * CAPACITY_STEP)
         self._binding.clear_binding_outputs()
-        for name, value in self._caches.items():
-            _, heads, _, width = value.shape
-            array = np.zeros((self._batch, heads, capacity, width), CACHE_DTYPES[value.type])
-            if name in self._values:
-                array[:, :, : self._capacity] = self._to_numpy(name)
-            self._values[name] = self._to_ort(array, value.type)
-            self._binding.bind_ortvalue_input(name, self._values[name])
-            self._binding.bind_ortvalue_output(f"present.{name}", self._values[name])
-        self._capacity = capacity
+        self._bound, grown = None, {}
+        try:
+            for name, value in self._caches.items():
+                _, heads, _, width = value.shape
+                array = np.zeros((self._batch, heads, capacity, width), CACHE_DTYPES[value.type])
+                if name in self._values:
+                    array[:, :, : self._capacity] = self._to_numpy(name)
+                grown[name] = self._to_ort(array, value.type)
+        except Exception as error:  # MemoryError, or the CUDA provider's own
+            raise FasaError(
+                f"no memory for a cache of {self._batch} rows of {capacity} tokens: {_first_line(error)}",
+                hint="fewer prompts at a time, or shorter ones",
+            ) from None
+        self._values, self._capacity = grown, capacity
+
+    def _bind(self, first: int, count: int) -> None:
+        """Binds rows of the cache, which is [rows, heads, capacity, width], as both input and output."""
+        if (first, count) == self._bound:
+            return
+        for name, value in self._values.items():
+            kind, (rows, *row) = self._caches[name].type, value.shape()
+            assert first >= 0 and first + count <= rows
+            element = BFLOAT16 if kind == "tensor(bfloat16)" else CACHE_DTYPES[kind]
+            pointer = value.data_ptr() + first * int(np.prod(row)) * self._width(name)
+            self._binding.bind_input(name, self._device, 0, element, (count, *row), pointer)
+            self._binding.bind_output(f"present.{name}", self._device, 0, element, (count, *row), pointer)
+        self._bound = first, count
 
     def _to_numpy(self, name: str) -> NDArray[Any]:
         array: NDArray[Any] = self._values[name].numpy()
@@ -142,5 +171,8 @@ def _session(file: Path, providers: list[str], threads: int | None) -> ort.Infer
     try:
         return ort.InferenceSession(file, options, providers=providers)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FasaError(f"onnxruntime cannot load {file}: {reason}", hint="run fasa-trt doctor") from None
+        raise FasaError(f"onnxruntime cannot load {file}: {_first_line(error)}", hint="run fasa-trt doctor") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -43,15 +43,39 @@ class Sampling:
         return [np.random.default_rng(child) for child in np.random.SeedSequence(self.seed).spawn(rows)]
 
 
-def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
+NOT_FINITE = -1  # instead of a token
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one token is chosen. uniform: a number in [0, 1), the only chance in it."""
+
+    sampling: Sampling
+    uniform: float
+
+
+def draw(sampling: Sampling, generator: np.random.Generator) -> Draw:
+    """For the next token of a row. Greedy rows draw nothing."""
+    return Draw(sampling, generator.random() if sampling.temperature else 0.0)
+
+
+def choose(logits: NDArray[np.float32], draw: Draw) -> int:
     """One token id from logits [vocab]; -inf forbids a token. Ties go to the lower id when greedy.
 
-    Raises FasaError for logits that are not numbers, such as those of a model that overflows in float16.
+    NOT_FINITE for logits that are not numbers, such as those of a model that overflows in float16.
     """
+    sampling = draw.sampling
     if not np.isfinite(logits.max()):
-        raise FasaError("the model's logits are not finite numbers", hint="build the engine with another --dtype")
+        return NOT_FINITE
     if sampling.temperature == 0:
         return int(np.argmax(logits))
+    tokens, probabilities = distribution(logits, sampling)
+    below = np.cumsum(probabilities)  # the way of numpy's Generator.choice
+    return int(tokens[np.searchsorted(below / below[-1], draw.uniform, side="right")])
+
+
+def distribution(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The tokens that may be drawn from logits [vocab], the likeliest first, and the probability of each."""
     order = np.argsort(-logits, kind="stable")
     ranked = logits[order].astype(np.float64)
     keep = len(order) if sampling.top_k == 0 else min(sampling.top_k, len(order))
@@ -61,7 +85,19 @@ def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random
         keep = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
         probabilities = _normalised(probabilities[:keep])
     probabilities = _normalised(probabilities[probabilities >= sampling.min_p * probabilities[0]])
-    return int(order[generator.choice(len(probabilities), p=probabilities)])
+    return order[: len(probabilities)], probabilities
+
+
+def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
+    """`choose` with the generator's next number. Raises FasaError for logits that are not numbers."""
+    token = choose(logits, draw(sampling, generator))
+    if token == NOT_FINITE:
+        raise not_finite()
+    return token
+
+
+def not_finite() -> FasaError:
+    return FasaError("the model's logits are not finite numbers", hint="build the engine with another --dtype")
 
 
 def _normalised(weights: NDArray[Any]) -> NDArray[Any]:

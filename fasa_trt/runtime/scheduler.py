@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from fasa_trt.core.errors import FasaError
 from fasa_trt.runtime.blocks import BlockAllocator, require
-from fasa_trt.runtime.sequence import Event, Preempted, Sequence, Token
+from fasa_trt.runtime.sequence import Event, Preempted, Sequence, Token, check_prompt
 from fasa_trt.runtime.step import Row, Step, pack
 
 
@@ -64,32 +64,26 @@ class Scheduler:
     def submit(self, prompt: Tokens[int], *, max_new_tokens: int, stop_ids: Collection[int] = ()) -> int:
         """Queues a request and returns its number. An answer that reaches max_seq_len ends there, with "length".
 
-        Raises FasaError for what can never be served: no prompt, unknown tokens, or one that does not fit.
+        Raises FasaError as `check_request` does.
         """
-        limits, allocator = self.limits, self.allocator
-        if not len(prompt):
-            raise FasaError("the prompt is empty", hint="pass some text")
-        if max_new_tokens < 1:
-            raise FasaError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
-        if min(prompt) < 0 or max(prompt) >= limits.vocab_size:
-            raise FasaError(f"token ids go from 0 to {limits.vocab_size - 1}", hint="use this engine's tokenizer")
-        if len(prompt) >= limits.max_seq_len:
-            raise FasaError(
-                f"the prompt has {len(prompt)} tokens, this engine holds {limits.max_seq_len} with the answer",
-                hint="shorten it, or build with a larger --max-seq-len",
-            )
         tokens = [int(token) for token in prompt]
-        max_tokens = min(len(tokens) + max_new_tokens, limits.max_seq_len)
-        sequence = Sequence(self._next_id, tokens, max_tokens, frozenset(stop_ids))
-        if allocator.blocks_for(sequence.max_slots) > allocator.num_blocks:
-            raise FasaError(
-                f"prompt and answer may take {sequence.max_slots} tokens of KV cache, "
-                f"the pool holds {allocator.num_blocks * allocator.tokens_per_block}",
-                hint="shorten the prompt, lower --max-new-tokens or give the pool more memory",
-            )
+        self.check_request(tokens, max_new_tokens)
+        sequence = Sequence(self._next_id, tokens, self._max_tokens(tokens, max_new_tokens), frozenset(stop_ids))
         self._next_id += 1
         self.waiting.append(sequence)
         return sequence.id
+
+    def check_request(self, prompt: Tokens[int], max_new_tokens: int) -> None:
+        """Raises FasaError for what can never be served. Reads only what never changes, so any thread may ask."""
+        limits, allocator = self.limits, self.allocator
+        check_prompt(prompt, max_new_tokens, max_seq_len=limits.max_seq_len, vocab_size=limits.vocab_size)
+        slots = self._max_tokens(prompt, max_new_tokens) - 1
+        if allocator.blocks_for(slots) > allocator.num_blocks:
+            raise FasaError(
+                f"prompt and answer may take {slots} tokens of KV cache, "
+                f"the pool holds {allocator.num_blocks * allocator.tokens_per_block}",
+                hint="shorten the prompt, lower --max-new-tokens or give the pool more memory",
+            )
 
     def cancel(self, request: int) -> bool:
         """Drops a request, also while a step computes it; no event speaks of it again. False when it is not alive."""
@@ -147,6 +141,9 @@ class Scheduler:
         for sequence in self.running:
             fits = self.allocator.blocks_for(sequence.computed) <= held[sequence.id] <= self.max_blocks
             require(fits, f"{sequence.id} has too few or too many blocks")
+
+    def _max_tokens(self, prompt: Tokens[int], max_new_tokens: int) -> int:
+        return min(len(prompt) + max_new_tokens, self.limits.max_seq_len)
 
     def _generation_rows(self) -> list[Row]:
         """One token of each decoding sequence, the oldest first; makes room for it."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fasa_trt.core.errors import FasaError
 from fasa_trt.runtime.blocks import extend_chain
 
 FinishReason = Literal["eos", "length"]
@@ -27,6 +29,21 @@ class Preempted:
 
 
 Event = Token | Preempted
+
+
+def check_prompt(prompt: Tokens[int], max_new_tokens: int, *, max_seq_len: int, vocab_size: int) -> None:
+    """Raises FasaError for what an engine can never serve: no prompt, unknown tokens, or one that does not fit."""
+    if not len(prompt):
+        raise FasaError("the prompt is empty", hint="pass some text")
+    if max_new_tokens < 1:
+        raise FasaError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        raise FasaError(f"token ids go from 0 to {vocab_size - 1}", hint="use this engine's tokenizer")
+    if len(prompt) >= max_seq_len:
+        raise FasaError(
+            f"the prompt has {len(prompt)} tokens, this engine holds {max_seq_len} with the answer",
+            hint="shorten it, or build with a larger --max-seq-len",
+        )
 
 
 @dataclass(eq=False)

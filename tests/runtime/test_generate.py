@@ -16,7 +16,7 @@ from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.export.config import BuildConfig
 from fasa_trt.export.engine import build_engine
-from fasa_trt.runtime import generate
+from fasa_trt.runtime import rows
 from fasa_trt.runtime.generate import Completion, Engine, load
 from fasa_trt.runtime.sampling import Sampling
 from tests.engines import random_profile
@@ -71,7 +71,7 @@ def one(engine: Engine, prompt: str, **options: Any) -> Completion:
 def test_dense_greedy_equals_transformers(
     prompt: str, chunk: int, engine: Engine, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(rows, "PREFILL_CHUNK", chunk)
     completion = one(engine, prompt, max_new_tokens=NEW, dense=True)
     assert completion.tokens == expected[prompt]
     assert completion.prompt_tokens == len(engine.encode(prompt))
@@ -93,12 +93,29 @@ def test_sparsity_changes_something(engine: Engine) -> None:
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("chunk", [512, 16])
 def test_batch_equals_each_alone(dense: bool, chunk: int, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(rows, "PREFILL_CHUNK", chunk)
     together = engine.generate(PROMPTS, max_new_tokens=24, dense=dense)
     assert len({completion.prompt_tokens for completion in together}) == 4, "the batch is not ragged"
     alone = [one(engine, prompt, max_new_tokens=24, dense=dense) for prompt in PROMPTS]
     assert together == alone
     assert all(completion.text for completion in together)
+
+
+def test_more_prompts_than_rows(engine: Engine) -> None:
+    """The engine has four rows; the others join as rows fall free."""
+    prompts = [*PROMPTS, CODE[:20], LONG[:70], "def f(x):"]
+    sampling = Sampling(temperature=1.0, seed=2)
+    seven = engine.generate(prompts, max_new_tokens=8, sampling=sampling)
+    assert seven[:4] == engine.generate(prompts[:4], max_new_tokens=8, sampling=sampling)
+    assert engine.generate(prompts, max_new_tokens=8) == [one(engine, text, max_new_tokens=8) for text in prompts]
+
+
+def test_a_batch_ends_the_one_before(engine: Engine) -> None:
+    first = engine.stream(CODE, max_new_tokens=20)
+    next(first)
+    assert one(engine, SHORT, max_new_tokens=4) == one(engine, SHORT, max_new_tokens=4)
+    with pytest.raises(FasaError, match="a later batch has ended this one"):
+        next(first)
 
 
 def test_row_that_ends_early_does_not_disturb_the_others(engine: Engine) -> None:
@@ -129,7 +146,8 @@ def test_pieces_join_to_the_text(engine: Engine) -> None:
 
 def test_stream_yields_before_the_next_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = []
-    step = engine.backend.step
+    backend: Any = engine.backend
+    step = backend.step
 
     def count(*arguments: Any, **options: Any) -> Any:
         steps.append(0)
@@ -221,7 +239,6 @@ def test_stop_string_that_only_the_end_reveals(engine: Engine, monkeypatch: pyte
         (CODE, {"max_new_tokens": 0}, "max-new-tokens must be at least 1, not 0"),
         (CODE, {"max_new_tokens": -3}, "max-new-tokens must be at least 1, not -3"),
         (CODE, {"chat": True}, r"this model has no chat template \(leave --chat out\)"),
-        ([SHORT] * 5, {}, r"5 sequences at once: .* built for 1 to 4 \(build with a larger --max-batch-size\)"),
     ],
 )
 def test_impossible_requests(prompts: Any, options: dict[str, Any], message: str, engine: Engine) -> None:
@@ -347,5 +364,5 @@ def test_unusable_tokenizer(copy: Path) -> None:
 def test_engine_of_a_target_that_does_not_run_here(copy: Path) -> None:
     file = copy / "config.json"
     file.write_text(file.read_text("utf-8").replace('"onnxruntime"', '"tensorrtrtx"'), "utf-8")
-    with pytest.raises(FasaError, match="is a tensorrtrtx engine: .*--target onnxruntime"):
+    with pytest.raises(FasaError, match="is a tensorrtrtx engine of the standard lowering: .*--target onnxruntime"):
         load(copy, verify=False)

@@ -11,30 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fasa_trt.core.errors import FasaError
+from fasa_trt.runtime import sampling as rules
 from fasa_trt.runtime.sampling import Sampling, sample
 
 Array = NDArray[Any]
 
 
-class Recorder:
-    """Stands in for the generator: keeps the distribution that a draw is made from, and draws its last token."""
-
-    def __init__(self) -> None:
-        self.probabilities: Array = np.empty(0)
-
-    def choice(self, count: int, p: Array) -> int:
-        assert count == len(p)
-        self.probabilities = np.asarray(p)
-        return count - 1
-
-
 def distribution(logits: Array, **options: Any) -> dict[int, float]:
     """Probability of each token that may be drawn."""
-    recorder: Any = Recorder()
-    last = sample(logits, Sampling(**{"temperature": 1.0, **options}), recorder)
-    order = np.argsort(-logits, kind="stable")[: len(recorder.probabilities)]
-    assert order[-1] == last
-    return dict(zip(order.tolist(), recorder.probabilities.tolist(), strict=True))
+    tokens, probabilities = rules.distribution(logits, Sampling(**{"temperature": 1.0, **options}))
+    return dict(zip(tokens.tolist(), probabilities.tolist(), strict=True))
 
 
 def brute_distribution(
@@ -231,3 +217,12 @@ def test_logits_that_are_not_numbers(temperature: float, value: float) -> None:
 def test_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FasaError, match=f"{message} .*temperature, top-k"):
         Sampling(**options)
+
+
+def test_draws_are_numpys_own() -> None:
+    """Seeds keep their meaning: the same token as `Generator.choice` over the same distribution."""
+    for seed in range(50):
+        logits, options = random_logits(seed), Sampling(0.8, top_k=20, top_p=0.9)
+        tokens, probabilities = rules.distribution(logits, options)
+        chosen = tokens[np.random.default_rng(seed).choice(len(tokens), p=probabilities)]
+        assert sample(logits, options, np.random.default_rng(seed)) == chosen
