@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fasa_trt.calibrate.recall import VALUE_DIGITS, RecallDocument, answer_of, note_line
-from fasa_trt.runtime.backend import Backend
-from fasa_trt.runtime.generate import PREFILL_CHUNK, Engine
+from fasa_trt.runtime.backend import RowBackend
+from fasa_trt.runtime.generate import Engine
+from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
+from fasa_trt.runtime.rows import PREFILL_CHUNK
 
 MAX_ANSWER = VALUE_DIGITS + 3  # tokens: the digits, a space before them, a newline after them, one to spare
 ZERO = np.zeros(1, np.int64)
@@ -36,6 +38,7 @@ class Reader:
     """
 
     def __init__(self, engine: Engine) -> None:
+        assert isinstance(engine.backend, OnnxRuntimeBackend)
         self.engine, self.backend = engine, engine.backend
         self.length = 0
         self.seconds = {"prefill": 0.0, "dense": 0.0, "fasa": 0.0}
@@ -95,7 +98,7 @@ def answers(
     return found
 
 
-def _step(backend: Backend, tokens: Sequence[int], position: int, *, sparse: bool) -> int:
+def _step(backend: RowBackend, tokens: Sequence[int], position: int, *, sparse: bool) -> int:
     """Appends tokens at `position` and returns the likeliest next one."""
     last = np.array([[len(tokens) - 1]])
     logits = backend.step(np.array([tokens]), ZERO + position, ZERO, last, sparse=sparse)

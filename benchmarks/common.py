@@ -1,27 +1,23 @@
-"""What the benchmarks share: facts about a run, result files, summaries, and a stand-in for a calibration."""
+"""What the benchmarks share: facts about a run, result files, a command line."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
+from fasa_trt.bench.record import cpu_name
 from fasa_trt.cli.console import say
 from fasa_trt.core.atomic import write_bytes
-from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.profile import Profile
 from fasa_trt.export.engine import versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,38 +47,10 @@ def commit() -> str:
         return "unknown"
 
 
-def cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def write_result(path: Path, content: dict[str, Any]) -> None:
     """Writes a result file at once or not at all. Raises FasaError when it cannot be written."""
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
     say(f"recorded {path}")
-
-
-def summary(samples: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and extremes of `samples`, in their unit."""
-    low, middle, high = statistics.quantiles(samples, method="inclusive") if len(samples) > 1 else [samples[0]] * 3
-    return {"median": middle, "quartile_1": low, "quartile_3": high, "min": min(samples), "max": max(samples)}
-
-
-def random_profile(checkpoint: Checkpoint, seed: int) -> Profile:
-    """Rankings drawn at random: good for time and memory, which do not depend on them, and for nothing else."""
-    rng = np.random.default_rng(seed)
-    shape = (checkpoint.num_layers, checkpoint.num_heads, checkpoint.head_dim // 2)
-    return Profile(
-        agreement=rng.random((1, *shape), np.float32),
-        spread=rng.random(shape, np.float32),
-        ks=(256,),
-        num_kv_heads=checkpoint.num_kv_heads,
-        fingerprint=checkpoint.fingerprint,
-        info={"random_seed": seed},
-    )
 
 
 def main(script: Callable[..., None]) -> None:

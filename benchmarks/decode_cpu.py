@@ -14,8 +14,9 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from benchmarks.common import ROOT, SAMPLE_MODEL, main, run_facts, summary, write_result
+from benchmarks.common import ROOT, SAMPLE_MODEL, main, run_facts, write_result
 from benchmarks.pair import Timed, dense_and_fasa, filled
+from fasa_trt.bench.record import summary
 from fasa_trt.cli.console import out, progress
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError

@@ -21,8 +21,10 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from benchmarks.common import ROOT, main, random_profile, run_facts, summary, write_result
+from benchmarks.common import ROOT, main, run_facts, write_result
 from benchmarks.synthetic import SHAPES, Shape, write_checkpoint
+from fasa_trt.bench.cpu import random_profile
+from fasa_trt.bench.record import summary
 from fasa_trt.cli.console import human_bytes, out, progress, say
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError

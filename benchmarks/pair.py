@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import random_profile
+from fasa_trt.bench.cpu import random_profile
 from fasa_trt.core.checkpoint import Checkpoint
-from fasa_trt.core.engine_dir import EngineDirectory
+from fasa_trt.core.engine_dir import ONNX_FILES, EngineDirectory
 from fasa_trt.core.profile import Profile
 from fasa_trt.export.config import BuildConfig
-from fasa_trt.export.engine import ONNX_FILE, engine_config
+from fasa_trt.export.engine import engine_config
 from fasa_trt.export.onnx_model import export_onnx
-from fasa_trt.runtime.generate import PREFILL_CHUNK
 from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
+from fasa_trt.runtime.rows import PREFILL_CHUNK
 
 ZERO, FIRST = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
 
@@ -71,6 +71,6 @@ def _write(checkpoint: Checkpoint, profile: Profile | None, config: BuildConfig,
     """As much of an engine directory as a backend reads."""
     assert config.max_seq_len is not None
     exported = export_onnx(
-        checkpoint, profile, config.spec, path / ONNX_FILE, dtype=config.dtype, max_seq_len=config.max_seq_len
+        checkpoint, profile, config.spec, path / ONNX_FILES[0], dtype=config.dtype, max_seq_len=config.max_seq_len
     )
-    return EngineDirectory(path, engine_config(checkpoint, config, exported.layers, ONNX_FILE), {})
+    return EngineDirectory(path, engine_config(checkpoint, config, exported.layers), {})

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fasa_trt.cli import build, calibrate, doctor, export, generate, inspect, plugin
+from fasa_trt.cli import bench, build, calibrate, doctor, export, generate, inspect, plugin
 from fasa_trt.core.errors import FasaError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("generate")(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(plugin.app)
+app.add_typer(bench.app)
 
 
 def _version(wanted: bool) -> None:

@@ -13,9 +13,9 @@ import typer
 from safetensors import safe_open
 
 from benchmarks import export_speed as script
-from benchmarks.common import random_profile
 from benchmarks.export_speed import Run, choose_shape, conclude
 from benchmarks.synthetic import SHAPES, Shape, write_checkpoint
+from fasa_trt.bench.cpu import random_profile
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 

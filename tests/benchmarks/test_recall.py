@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks.asking import MAX_ANSWER, Reader
-from benchmarks.common import random_profile
 from benchmarks.recall import FIRST_SEED, recall
+from fasa_trt.bench.cpu import random_profile
 from fasa_trt.calibrate.recall import answer_of, recall_document
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError

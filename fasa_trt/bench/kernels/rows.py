@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.kernels.cache import Paged, fitting
-from benchmarks.kernels.dense import FAILURES, Kernel, dense_us, one_line
-from benchmarks.kernels.fasa import BUDGET, Variant, decode_calls
-from benchmarks.kernels.timing import median, replay_us, stages_us
+from fasa_trt.bench.kernels.cache import Paged, fitting
+from fasa_trt.bench.kernels.dense import FAILURES, Kernel, dense_us, one_line
+from fasa_trt.bench.kernels.fasa import BUDGET, Variant, decode_calls
+from fasa_trt.bench.kernels.timing import median, replay_us, stages_us
 
 SHAPES = ((4096, 1), (8192, 16), (32768, 1), (32768, 8), (32768, 32), (131072, 1), (131072, 8))
 QUICK_SHAPES = ((32768, 8), (131072, 1))

@@ -15,8 +15,9 @@ WARM_UP = 3  # replays
 CALLS_IN_A_GRAPH = 8  # at least: launching the graph must not show
 
 
-def replay_us(calls: Calls, repeats: int = 30) -> list[float]:
-    """Microseconds of one call, for each of `repeats` replays of a graph that makes every call at least once.
+def replay_us(calls: Calls, repeats: int = 30, in_a_graph: int = CALLS_IN_A_GRAPH) -> list[float]:
+    """Microseconds of one call, for each of `repeats` replays of a graph that makes every call at least once, and
+    `in_a_graph` of them at least.
 
     The calls work on different buffers, so that the L2 cache cannot serve the next one.
     """
@@ -27,7 +28,7 @@ def replay_us(calls: Calls, repeats: int = 30) -> list[float]:
             call()
             call()
     torch.cuda.current_stream().wait_stream(side)
-    rounds = -(-CALLS_IN_A_GRAPH // len(calls))
+    rounds = -(-in_a_graph // len(calls))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(rounds):

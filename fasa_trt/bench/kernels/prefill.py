@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cache import HEAD_DIM, Q_HEADS, SCALE, Paged, make_paged, normal
-from benchmarks.kernels.dense import FAILURES, one_line
-from benchmarks.kernels.timing import Calls, median, replay_us
+from fasa_trt.bench.kernels.cache import HEAD_DIM, Q_HEADS, SCALE, Paged, make_paged, normal
+from fasa_trt.bench.kernels.dense import FAILURES, one_line
+from fasa_trt.bench.kernels.timing import Calls, median, replay_us
 
 LENGTHS = (4096, 8192, 16384, 32768)
 COPIES = 2

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cache import KV_HEADS, fitting, normal
-from benchmarks.kernels.dense import FAILURES, one_line
-from benchmarks.kernels.fasa import BUDGET, Variant, decode_calls
-from benchmarks.kernels.timing import Calls, median, replay_us, stages_us
+from fasa_trt.bench.kernels.cache import KV_HEADS, fitting, normal
+from fasa_trt.bench.kernels.dense import FAILURES, one_line
+from fasa_trt.bench.kernels.fasa import BUDGET, Variant, decode_calls
+from fasa_trt.bench.kernels.timing import Calls, median, replay_us, stages_us
 
 SHAPES = ((32768, 1), (32768, 8), (131072, 1), (131072, 8))  # of KV_HEADS rows a sequence
 COPIES = 8

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-Q_HEADS, KV_HEADS, HEAD_DIM = 32, 8, 128
+Q_HEADS, KV_HEADS, HEAD_DIM = LLAMA_8B = (32, 8, 128)
 SCALE = HEAD_DIM**-0.5
 DTYPE, DEVICE = torch.bfloat16, "cuda"
 TOKENS = 64  # of a block
@@ -34,7 +34,7 @@ def copies_of(context: int, batch: int, free: int) -> int:
 class Paged:
     """One decode step of `batch` sequences of `context` tokens, over several caches that share a block table.
 
-    q: [batch, Q_HEADS, HEAD_DIM]. pools: each [blocks, 1, 2, KV_HEADS, TOKENS, HEAD_DIM], as TensorRT-LLM lays them
+    q: [batch, q_heads, head_dim]. pools: each [blocks, 1, 2, kv_heads, TOKENS, head_dim], as TensorRT-LLM lays them
     out. table: int32 [batch, context / TOKENS], a permutation of the blocks. lengths: int32 [batch].
     """
 
@@ -45,18 +45,35 @@ class Paged:
     table: Tensor
     lengths: Tensor
 
+    @property
+    def q_heads(self) -> int:
+        return self.q.shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.pools[0].shape[3]
+
+    @property
+    def head_dim(self) -> int:
+        return self.q.shape[2]
+
+    @property
+    def scale(self) -> float:
+        return float(self.head_dim**-0.5)
+
     @cached_property
     def offsets(self) -> Tensor:
         """int32 [batch, 2, context / TOKENS], as `torch.ops.fasa` wants the table."""
         return torch.stack([2 * self.table, 2 * self.table + 1], dim=1).contiguous()
 
     def contiguous(self, pool: Tensor) -> Tensor:
-        """[2, batch, KV_HEADS, context, HEAD_DIM]: a pool's keys and values, sequence by sequence to save memory."""
-        out = torch.empty((2, self.batch, KV_HEADS, self.context, HEAD_DIM), device=pool.device, dtype=pool.dtype)
+        """[2, batch, kv_heads, context, head_dim]: a pool's keys and values, sequence by sequence to save memory."""
+        shape = (2, self.batch, self.kv_heads, self.context, self.head_dim)
+        out = torch.empty(shape, device=pool.device, dtype=pool.dtype)
         for sequence, blocks in enumerate(self.table):
             for kind in range(2):
                 rows = pool[:, 0, kind].index_select(0, blocks)
-                out[kind, sequence] = rows.transpose(0, 1).reshape(KV_HEADS, self.context, HEAD_DIM)
+                out[kind, sequence] = rows.transpose(0, 1).reshape(shape[2:])
         return out
 
 
@@ -64,14 +81,15 @@ def normal(*shape: int, dtype: torch.dtype = DTYPE) -> Tensor:
     return torch.randn(shape, device=DEVICE, dtype=dtype)
 
 
-def make_paged(context: int, batch: int, copies: int) -> Paged:
-    """Random contents in shuffled blocks."""
+def make_paged(context: int, batch: int, copies: int, heads: tuple[int, int, int] = LLAMA_8B) -> Paged:
+    """Random contents in shuffled blocks. heads: query heads, KV heads, head_dim. context: a multiple of TOKENS."""
+    q_heads, kv_heads, head_dim = heads
     blocks = context // TOKENS
     return Paged(
         context=context,
         batch=batch,
-        q=normal(batch, Q_HEADS, HEAD_DIM),
-        pools=[normal(batch * blocks, 1, 2, KV_HEADS, TOKENS, HEAD_DIM) for _ in range(copies)],
+        q=normal(batch, q_heads, head_dim),
+        pools=[normal(batch * blocks, 1, 2, kv_heads, TOKENS, head_dim) for _ in range(copies)],
         table=torch.randperm(batch * blocks, device=DEVICE, dtype=torch.int32).view(batch, blocks),
         lengths=torch.full((batch,), context, device=DEVICE, dtype=torch.int32),
     )

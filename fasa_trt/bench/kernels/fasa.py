@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cache import HEAD_DIM, KV_HEADS, Q_HEADS, SCALE, TOKENS, Paged
-from benchmarks.kernels.timing import Calls
+from fasa_trt.bench.kernels.cache import HEAD_DIM, KV_HEADS, Q_HEADS, SCALE, TOKENS, Paged
+from fasa_trt.bench.kernels.timing import Calls
 
 BUDGET, SINK, RECENT = 256, 4, 32
 NAMES = {"int4": "4bit", "int8": "8bit"}  # in the records

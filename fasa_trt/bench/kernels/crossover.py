@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.kernels.cache import fitting
-from benchmarks.kernels.dense import FAILURES, Kernel, dense_us, one_line
-from benchmarks.kernels.fasa import Variant, decode_calls
-from benchmarks.kernels.rows import fastest
-from benchmarks.kernels.timing import median, replay_us
+from fasa_trt.bench.kernels.cache import fitting
+from fasa_trt.bench.kernels.dense import FAILURES, Kernel, dense_us, one_line
+from fasa_trt.bench.kernels.fasa import Variant, decode_calls
+from fasa_trt.bench.kernels.rows import fastest
+from fasa_trt.bench.kernels.timing import median, replay_us
 
 BATCHES = (1, 4, 16, 32, 64)
 CONTEXTS = tuple(512 << step for step in range(9))  # 512 .. 128k

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.cache import HEAD_DIM, KV_HEADS, Q_HEADS, SCALE, TOKENS, Paged, make_paged
-from benchmarks.kernels.timing import Calls, replay_us
+from fasa_trt.bench.kernels.cache import LLAMA_8B, TOKENS, Paged, make_paged
+from fasa_trt.bench.kernels.timing import Calls, replay_us
 
-Kernel = Callable[[Paged], Calls]
+Attend = Callable[[Tensor], Tensor]  # of queries [batch, q_heads, head_dim] over one of the caches; returns the like
+Kernel = Callable[[Paged], list[Attend]]
 Samples = dict[str, list[float]]
 WORKSPACE_BYTES = 512 << 20
 TOLERANCE = 0.02  # on outputs of about 1 / sqrt(context), in bfloat16
@@ -20,21 +21,21 @@ TOLERANCE = 0.02  # on outputs of about 1 / sqrt(context), in bfloat16
 FAILURES = (ImportError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError)
 
 
-def sdpa(backend: str, paged: Paged) -> Calls:
+def sdpa(backend: str, paged: Paged) -> list[Attend]:
     """torch's scaled_dot_product_attention. It wants contiguous caches, the easiest case there is."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    q = paged.q.unsqueeze(2)
-
-    def attend(cache: Tensor) -> Tensor:
+    def attend(cache: Tensor, q: Tensor) -> Tensor:
         with sdpa_kernel(getattr(SDPBackend, backend)):
-            found = torch.nn.functional.scaled_dot_product_attention(q, cache[0], cache[1], enable_gqa=True)
+            found = torch.nn.functional.scaled_dot_product_attention(
+                q.unsqueeze(2), cache[0], cache[1], enable_gqa=True
+            )
         return found.squeeze(2)
 
     return [partial(attend, paged.contiguous(pool)) for pool in paged.pools]
 
 
-def flashinfer_paged(layout: str, paged: Paged) -> Calls:
+def flashinfer_paged(layout: str, paged: Paged) -> list[Attend]:
     """FlashInfer's batch decode on tensor cores. layout: HND, as the pools are, or NHD."""
     import flashinfer
 
@@ -52,51 +53,47 @@ def flashinfer_paged(layout: str, paged: Paged) -> Calls:
         paged_kv_last_page_len_buffer=last.clone(),
     )
     dtype = paged.q.dtype
-    decode.plan(
-        indptr, index, last, Q_HEADS, KV_HEADS, HEAD_DIM, TOKENS, q_data_type=dtype, kv_data_type=dtype, sm_scale=SCALE
-    )
+    heads = (paged.q_heads, paged.kv_heads, paged.head_dim)
+    decode.plan(indptr, index, last, *heads, TOKENS, q_data_type=dtype, kv_data_type=dtype, sm_scale=paged.scale)
     out = torch.empty_like(paged.q)
+
+    def attend(pool: Tensor, q: Tensor) -> Tensor:
+        return decode.run(q, pool, out=out)
+
     pools = [pool[:, 0] if layout == "HND" else pool[:, 0].transpose(2, 3).contiguous() for pool in paged.pools]
-    return [partial(decode.run, paged.q, pool, out=out) for pool in pools]
+    return [partial(attend, pool) for pool in pools]
 
 
-def flashinfer_xqa(paged: Paged) -> Calls:
+def flashinfer_xqa(paged: Paged) -> list[Attend]:
     """XQA, TensorRT-LLM's decode kernel, as FlashInfer ships it."""
     from flashinfer.decode import xqa_batch_decode_with_kv_cache
 
-    attend = partial(
+    xqa = partial(
         xqa_batch_decode_with_kv_cache,
         workspace_buffer=_workspace(),
         block_tables=paged.table,
         seq_lens=paged.lengths,
         max_seq_len=paged.context,
-        bmm1_scale=SCALE,
+        bmm1_scale=paged.scale,
         bmm2_scale=1.0,
         kv_layout="HND",
         out=torch.empty_like(paged.q),
     )
-    return [partial(attend, paged.q, pool[:, 0]) for pool in paged.pools]
+
+    def attend(pool: Tensor, q: Tensor) -> Tensor:
+        return xqa(q, pool)
+
+    return [partial(attend, pool[:, 0]) for pool in paged.pools]
 
 
-def fasa_dense(paged: Paged) -> Calls:
+def fasa_dense(paged: Paged) -> list[Attend]:
     """The dense decode of this project's kernel library."""
     from fasa_trt.plugins.torch.dense import dense_decode
 
-    return [
-        partial(
-            dense_decode,
-            q=paged.q,
-            pool=pool,
-            layer=0,
-            offsets=paged.offsets,
-            lengths=paged.lengths,
-            max_length=paged.context,
-            scale=SCALE,
-            softcap=0.0,
-            window=0,
-        )
-        for pool in paged.pools
-    ]
+    def attend(pool: Tensor, q: Tensor) -> Tensor:
+        return dense_decode(q, pool, 0, paged.offsets, paged.lengths, paged.context, paged.scale, 0.0, 0)
+
+    return [partial(attend, pool) for pool in paged.pools]
 
 
 def _workspace() -> Tensor:
@@ -113,22 +110,29 @@ KERNELS: dict[str, Kernel] = {
 }
 
 
+def calls_of(kernel: Kernel, paged: Paged) -> Calls:
+    """A decode step over every cache."""
+    return [partial(attend, paged.q) for attend in kernel(paged)]
+
+
 def reference(paged: Paged) -> Tensor:
     """The first cache's attention in float32, like q."""
     k, v = paged.contiguous(paged.pools[0]).float()
-    q = paged.q.float().view(paged.batch, KV_HEADS, -1, HEAD_DIM)
-    weights = torch.softmax(q @ k.transpose(2, 3) * SCALE, dim=-1)
+    q = paged.q.float().view(paged.batch, paged.kv_heads, -1, paged.head_dim)
+    weights = torch.softmax(q @ k.transpose(2, 3) * paged.scale, dim=-1)
     return (weights @ v).view(paged.q.shape)
 
 
-def usable(kernels: Mapping[str, Kernel] = KERNELS) -> tuple[dict[str, Kernel], dict[str, str]]:
+def usable(
+    kernels: Mapping[str, Kernel] = KERNELS, heads: tuple[int, int, int] = LLAMA_8B
+) -> tuple[dict[str, Kernel], dict[str, str]]:
     """The kernels that run here and compute attention, and why the others are left out."""
-    paged = make_paged(2048, 3, 1)
+    paged = make_paged(2048, 3, 1, heads)
     wanted = reference(paged)
     found, missing = {}, {}
     for name, kernel in kernels.items():
         try:
-            error = (kernel(paged)[0]().float() - wanted).abs().max().item()
+            error = (kernel(paged)[0](paged.q).float() - wanted).abs().max().item()
         except FAILURES as reason:
             missing[name] = one_line(reason)
             continue
@@ -146,7 +150,7 @@ def dense_us(paged: Paged, kernels: Mapping[str, Kernel], repeats: int) -> Sampl
     found: Samples = {}
     for name, kernel in kernels.items():
         try:
-            found[name] = replay_us(kernel(paged), repeats)
+            found[name] = replay_us(calls_of(kernel, paged), repeats)
         except FAILURES as reason:
             print(f"{paged.context:7d} x {paged.batch:3d}: without {name}: {one_line(reason)}", flush=True)
         torch.cuda.empty_cache()

@@ -1,30 +1,28 @@
-"""The kernel benchmarks as far as they go without a GPU: bytes, conclusions, calls, the figure."""
+"""The kernel benchmarks as far as they go without a GPU: bytes, conclusions, calls."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.kernels import __main__ as script
-from benchmarks.kernels import cache, crossover, dense, prefill, rows, topk
-from benchmarks.kernels.cache import KV_HEADS, Q_HEADS, SPARE_BYTES, Paged, cache_bytes, copies_of
-from benchmarks.kernels.crossover import crossover_length
-from benchmarks.kernels.dense import fasa_dense, one_line, reference, sdpa
-from benchmarks.kernels.fasa import BUDGET, Variant, decode_calls, random_labels
-from benchmarks.kernels.prefill import fasa_prefill
-from benchmarks.kernels.prefill import sdpa as sdpa_prefill
-from benchmarks.kernels.rows import REDUCTION_SHAPES, SHAPES, describe, fastest, variants_of
-from benchmarks.kernels.timing import Calls, kernel_name
-from benchmarks.kernels.topk import select_and_attend_us
-from benchmarks.kernels_check import counts, kept
-from benchmarks.plot_kernels import plot_kernels
+from benchmarks.kernels.__main__ import kernels
+from fasa_trt.bench.kernels import cache, crossover, dense, prefill, rows, run, topk
+from fasa_trt.bench.kernels.cache import KV_HEADS, Q_HEADS, SPARE_BYTES, Paged, cache_bytes, copies_of
+from fasa_trt.bench.kernels.crossover import crossover_length
+from fasa_trt.bench.kernels.dense import calls_of, fasa_dense, one_line, reference, sdpa
+from fasa_trt.bench.kernels.fasa import BUDGET, Variant, decode_calls, random_labels
+from fasa_trt.bench.kernels.prefill import fasa_prefill
+from fasa_trt.bench.kernels.prefill import sdpa as sdpa_prefill
+from fasa_trt.bench.kernels.rows import REDUCTION_SHAPES, SHAPES, describe, fastest, variants_of
+from fasa_trt.bench.kernels.timing import kernel_name
+from fasa_trt.bench.kernels.topk import select_and_attend_us
+from fasa_trt.bench.record import new_record
+from fasa_trt.bench.report import html_report
 from fasa_trt.core.errors import FasaError
 
 
@@ -109,7 +107,7 @@ def test_calls_fit_the_operators(variant: Variant) -> None:
     """The operators' fake versions take the calls, so the arguments are those of the schemas."""
     with FakeTensorMode():
         case = paged(1024, 2)
-        for calls in (decode_calls(case, variant, min_length=1024, dense_below=-1), fasa_dense(case)):
+        for calls in (decode_calls(case, variant, min_length=1024, dense_below=-1), calls_of(fasa_dense, case)):
             out = calls[0]()
             assert out.shape == case.q.shape and out.dtype == case.q.dtype
         q = torch.empty(1024, Q_HEADS, 128, dtype=torch.bfloat16)
@@ -132,7 +130,7 @@ def test_the_check_of_dense_kernels() -> None:
     block = int(case.table[1, 2])
     torch.testing.assert_close(unfolded[1, 1, 3, 128:192], pool[block, 0, 1, 3])
     assert case.offsets[1, 0, 2] == 2 * block and case.offsets[1, 1, 2] == 2 * block + 1
-    got = sdpa("MATH", case)[0]()
+    got = sdpa("MATH", case)[0](case.q)
     assert got.shape == case.q.shape
     assert (got.float() - reference(case)).abs().max() < 0.02
 
@@ -149,10 +147,10 @@ def test_prefill_is_causal() -> None:
 
 
 def test_sections() -> None:
-    assert script.chosen(None) == script.SECTIONS
-    assert script.chosen("topk, rows") == ("rows", "topk")
+    assert run.chosen(None) == run.SECTIONS
+    assert run.chosen("topk, rows") == ("rows", "topk")
     with pytest.raises(FasaError, match="no such section: 'speed'"):
-        script.chosen("rows,speed")
+        run.chosen("rows,speed")
     assert one_line(RuntimeError("first\nsecond")) == "RuntimeError: first"
     assert one_line(KeyError()) == "KeyError: KeyError"
 
@@ -160,51 +158,10 @@ def test_sections() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu() -> None:
     with pytest.raises(FasaError, match="no CUDA GPU here"):
-        script.kernels()
+        kernels()
 
 
-def test_the_figure(tmp_path: Path) -> None:
-    record = tmp_path / "kernels.json"
-    cases = points([(9, 10), (20, 10), (None, 12)]) + points([(9, 10), (10, 11), (11, 12)], batch=8)
-    crossover = {"labels": "4bit", "n_tip": 32, "from": {"1": 1024, "8": None}, "points": cases}
-    record.write_text(json.dumps({"gpu": "NVIDIA Example", "crossover": crossover}))
-    plot_kernels(record)
-    figure = (tmp_path / "kernels.svg").read_text("utf-8")
-    for words in ("NVIDIA Example", "batch 1: faster from 1k", "batch 8: no gain", "4-bit labels"):
-        assert words in figure  # matplotlib draws text as paths and names it in a comment
-    plot_kernels(record, [tmp_path / "again.svg", tmp_path / "kernels.png"])
-    assert (tmp_path / "again.svg").read_text("utf-8") == figure
-    assert (tmp_path / "kernels.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "cannot read"), ("{}", "no crossover section"), ('{"crossover": {"points": []}}', "no crossover section")],
-)
-def test_records_without_a_figure(content: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "kernels.json").write_text(content)
-    with pytest.raises(FasaError, match=message):
-        plot_kernels(tmp_path / "kernels.json")
-    with pytest.raises(FasaError, match="cannot read"):
-        plot_kernels(tmp_path / "missing.json")
-
-
-def test_counts_by_file(tmp_path: Path) -> None:
-    cases = """
-        <testcase classname="tests.plugins.test_decode" name="a"/>
-        <testcase classname="tests.plugins.test_decode" name="b"><failure message="x"/></testcase>
-        <testcase classname="tests.plugins.test_append" name="c"><skipped message="no GPU"/></testcase>
-        <testcase classname="tests.plugins.test_append" name="d"/>
-    """
-    (tmp_path / "tests.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
-    found = counts(tmp_path / "tests.xml")
-    assert (found["cases"], found["passed"], found["failed"], found["skipped"]) == (3, 2, 1, 1)
-    assert found["failures"] == ["b"]
-    assert found["files"]["test_append"] == {"cases": 1, "passed": 1, "failed": 0, "skipped": 1}
-    assert list(found["files"]) == ["test_append", "test_decode"]
-
-
-def test_every_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_section(monkeypatch: pytest.MonkeyPatch) -> None:
     """All sections, over tensors without contents: every call is made once instead of timed."""
 
     def replay_us(calls: list[Callable[[], Any]], repeats: int = 30) -> list[float]:
@@ -223,7 +180,7 @@ def test_every_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cache, "DEVICE", "cpu")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (130 << 30, 141 << 30))
 
-    def broken(_: Paged) -> Calls:
+    def broken(_: Paged) -> list[dense.Attend]:
         raise RuntimeError("out of memory")
 
     kernels: dict[str, dense.Kernel] = {"broken": broken, "fasa dense": fasa_dense}
@@ -238,16 +195,5 @@ def test_every_section(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert selection["rows"][0]["fasa_select_and_attend_us"] == 3.0
     assert "torch.topk float32" in selection["rows"][0]["kernels"]
     assert long["rows"][0]["kernels"]["fasa prefill"]["us"] == 4096
-    record = {"gpu": "NVIDIA Example", **table, "crossover": curve, "topk": selection, "prefill": long}
-    (tmp_path / "kernels.json").write_text(json.dumps(record))
-    plot_kernels(tmp_path / "kernels.json")
-
-
-def test_parts_of_a_check_belong_to_one_commit(tmp_path: Path) -> None:
-    file, facts = tmp_path / "check.json", {"commit": "abc", "gpu": "Example"}
-    assert kept(file, facts) == {}
-    file.write_text(json.dumps({**facts, "cases": 3}))
-    assert kept(file, facts) == {**facts, "cases": 3}
-    assert kept(file, {**facts, "commit": "abd"}) == {} == kept(file, {**facts, "gpu": "Other"})
-    file.write_text("{")
-    assert kept(file, facts) == {}
+    record = {**new_record("kernels"), **table, "crossover": curve, "topk": selection, "prefill": long}
+    assert "1.00x" in html_report([record])

@@ -1,0 +1,1 @@
+"""Times the CUDA kernels on one GPU, against the fastest dense attention of the same run."""
