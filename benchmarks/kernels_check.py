@@ -24,6 +24,9 @@ from fasa_trt.core.errors import FasaError
 
 TESTS = "tests/plugins"
 TOOLS = ("memcheck", "racecheck", "synccheck")
+# Of the prefill kernel for compute capability 9.0. Under racecheck it finds no hazard but computes something else, with
+# FlashInfer's own producer as with ours: it gives registers back (setmaxnreg), which the tool's additions do not expect.
+LONG_PROMPTS = ("test_prefill_of_long_prompts", "2-1-128-dtype0")
 # Every kernel, with few and short sequences. A test is among them whose name has all the words of a line.
 SMALL = (
     ("test_ragged_batch", "dtype0"),  # decode: every label kind and reduction, and rows within the budget
@@ -41,7 +44,7 @@ SMALL = (
     ("test_decode_of_head_groups", "2-2-96"),
     ("test_prefill_of_a_mixed_batch", "64-dtype0"),
     ("test_prefill_of_a_mixed_batch", "96-dtype1"),
-    ("test_prefill_of_long_prompts", "2-1-128-dtype0"),  # the kernels of compute capability 9.0
+    LONG_PROMPTS,
     ("test_rotation", "16-dtype0"),  # append
     ("test_norms_come_before",),
     ("test_nothing_else_is_written",),
@@ -50,9 +53,10 @@ SMALL = (
 )
 
 
-def selection() -> str:
-    """SMALL as pytest's -k takes it."""
-    return " or ".join(f"({' and '.join(words)})" for words in SMALL)
+def selection(tool: str) -> str:
+    """The tests for a tool as pytest's -k takes them."""
+    chosen = [words for words in SMALL if tool != "racecheck" or words is not LONG_PROMPTS]
+    return " or ".join(f"({' and '.join(words)})" for words in chosen)
 
 
 def run_tests(directory: Path) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _figures(outcomes: Counter[str]) -> dict[str, int]:
 def sanitize(tool: str, timeout: float) -> dict[str, Any]:
     """One tool over the small tests. Only the kernels of this project's library are instrumented: their mangled names
     have its namespace in them, also those of FlashInfer's templates, whose arguments are of it."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", TESTS, "-k", selection(), "-p", "no:cacheprovider"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", TESTS, "-k", selection(tool), "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "tests.xml"
         command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=fasa", "--error-exitcode", "9", *pytest]
@@ -110,6 +114,7 @@ def sanitize(tool: str, timeout: float) -> dict[str, Any]:
     tests = re.findall(r"^.*(?:passed|failed).* in .*$", text, re.MULTILINE)
     return {
         "clean": done.returncode == 0 and bool(summaries) and bool(tests),
+        "left_out": [" ".join(LONG_PROMPTS)] if tool == "racecheck" else [],
         "summary": summaries[-1] if summaries else text[-500:],
         "tests": tests[-1].strip() if tests else None,
         "files": {name: figures["passed"] for name, figures in files.items()},

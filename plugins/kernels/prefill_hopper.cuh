@@ -1,16 +1,9 @@
 // Prefill for compute capability 9.0: FlashInfer's kernels after FlashAttention-3, whose warp groups load and
-// multiply in turns. One query head a tile, so it pays where sequences have many query tokens. Only for plain
-// causal attention: with a window FlashInfer 0.6.18 loads the wrong block of values last.
+// multiply in turns, with a producer of our own (paged_mainloop.cuh). One query head a tile, so it pays where
+// sequences have many query tokens. Only for plain causal attention.
 #pragma once
 
-// Instead of FlashInfer's cutlass_utils.cuh, which includes all of CUTLASS and cuRAND for nothing used here.
-#define FLASHINFER_CUTLASS_UTILS_CUH_
-#include <cutlass/gemm/collective/collective_builder.hpp>
-#include <flashinfer/attention/hopper/prefill_sm90.cuh>
-#include <flashinfer/attention/hopper/variants.cuh>
-
-#include "dense.cuh"
-#include "launch.cuh"
+#include "paged_mainloop.cuh"
 
 namespace fasa {
 
@@ -62,9 +55,32 @@ struct ListedTile {
     }
 };
 
-// Keys of a tile, as FlashInfer chooses them.
+// Keys of a tile, as FlashInfer chooses them for contiguous sequences.
 constexpr int hopper_keys(int head_dim) {
-    return head_dim > 128 ? 32 : 96;
+    return head_dim > 128 ? 64 : 128;
+}
+
+// False where the driver refuses.
+template <typename T, int HEAD_DIM>
+bool describe(PagedKv& kv, const fasa_pool& pool) {
+    const int64_t block_rows = int64_t(pool.heads_per_block) * pool.tokens_per_block;
+    kv.offsets = pool.offsets;
+    for (kv.block_shift = 0; 1 << kv.block_shift < pool.tokens_per_block; ++kv.block_shift) {
+    }
+    kv.block_rows = static_cast<int32_t>(block_rows);
+    kv.piece_rows = std::min(pool.tokens_per_block, hopper_keys(HEAD_DIM));
+    kv.block_elements = block_rows * HEAD_DIM;
+    kv.values = static_cast<const T*>(pool.primary) + kv.block_elements;
+    // How many rows there are is not known, nor needed: offsets name rows that exist.
+    const cuuint64_t shape[] = {HEAD_DIM, cuuint64_t(1) << 31}, stride[] = {HEAD_DIM * sizeof(T)};
+    const cuuint32_t box[] = {kSlab, cuuint32_t(kv.piece_rows)}, step[] = {1, 1};
+    return CUTLASS_CUDA_DRIVER_WRAPPER_CALL(cuTensorMapEncodeTiled)(
+               &kv.rows,
+               std::is_same_v<T, cutlass::half_t> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+               2, pool.primary, shape, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+               CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <int HEAD_DIM, typename Scalar>
@@ -72,26 +88,29 @@ fasa_status launch_prefill_hopper(const fasa_prefill_params& p, const PrefillTil
                                   cudaStream_t stream) {
     using namespace flashinfer;
     using T = std::conditional_t<std::is_same_v<Scalar, __half>, cutlass::half_t, cutlass::bfloat16_t>;
-    using Traits = AttentionKernelTraits<false, HEAD_DIM, HEAD_DIM, hopper_rows(HEAD_DIM),
+    using Traits = AttentionKernelTraits<true, HEAD_DIM, HEAD_DIM, hopper_rows(HEAD_DIM),
                                          hopper_keys(HEAD_DIM), 2, T, T, T, int32_t, StandardAttention>;
-    using Mainloop = SparseCollectiveMainloop<HopperScale, Traits, true>;
+    using Mainloop = PagedMainloop<Traits, HopperScale>;
     using Epilogue = CollectiveEpilogue<Traits>;
-    const fasa_pool& pool = p.pool;
-    const int64_t page = static_cast<int64_t>(pool.heads_per_block) * pool.tokens_per_block * HEAD_DIM;
-    const int64_t kv_head = static_cast<int64_t>(pool.tokens_per_block) * HEAD_DIM;
-    const T* keys = static_cast<const T*>(pool.primary);
-    const auto kv_layout = get_gmem_layout(0, pool.num_kv_heads, HEAD_DIM, HEAD_DIM, kv_head);
-    const typename Mainloop::Params mainloop = Mainloop::to_underlying_arguments(
-        {static_cast<const T*>(p.q),
-         get_gmem_layout(p.num_tokens, p.num_q_heads, HEAD_DIM, p.q_token_stride, HEAD_DIM), keys, kv_layout,
-         keys + page, kv_layout, pool.offsets, -1, page, page, static_cast<uint32_t>(pool.tokens_per_block),
-         HopperScale{p.scale}});
+    const auto queries = get_gmem_layout(p.num_tokens, p.num_q_heads, HEAD_DIM, p.q_token_stride, HEAD_DIM);
+    typename Mainloop::Params mainloop{
+        queries,
+        make_tma_copy(cute::SM90_TMA_LOAD{},
+                      make_tensor(cute::make_gmem_ptr(static_cast<const T*>(p.q)), queries),
+                      typename Mainloop::SmemLayoutQ{},
+                      cute::select<0, 2>(typename Mainloop::TileShape_QKD{}), cute::_1{}),
+        {},
+        -1,
+        {p.scale}};
+    if (!describe<T, HEAD_DIM>(mainloop.kv, p.pool)) {
+        return FASA_LAUNCH_FAILED;
+    }
     const typename Epilogue::Params epilogue = Epilogue::to_underlying_arguments(
         {static_cast<T*>(p.out),
          get_gmem_layout(p.num_tokens, p.num_q_heads, HEAD_DIM, int64_t(p.num_q_heads) * HEAD_DIM, HEAD_DIM),
          nullptr, get_lse_gmem_layout(p.num_tokens, p.num_q_heads)});
-    const ListedTile::Params listed = {tiles, p.lengths, 2 * pool.max_blocks,
-                                       cutlass::FastDivmod(p.num_q_heads / pool.num_kv_heads)};
+    const ListedTile::Params listed = {tiles, p.lengths, 2 * p.pool.max_blocks,
+                                       cutlass::FastDivmod(p.num_q_heads / p.pool.num_kv_heads)};
     auto* kernel = PrefillWithKVCacheKernel<Mainloop, Epilogue, Traits, false, true, ListedTile>;
     constexpr int kShared = sizeof(typename Traits::SharedStorage);
     if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared) != cudaSuccess) {
