@@ -25,7 +25,7 @@ from fasa_trt.core.errors import FasaError
 TESTS = "tests/plugins"
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # Of the prefill kernel for compute capability 9.0. Under racecheck it finds no hazard but computes something else, with
-# FlashInfer's own producer as with ours: it gives registers back (setmaxnreg), which the tool's additions do not expect.
+# FlashInfer's own producer as with ours: it gives registers back (setmaxnreg), which the tool does not expect.
 LONG_PROMPTS = ("test_prefill_of_long_prompts", "2-1-128-dtype0")
 # Every kernel, with few and short sequences. A test is among them whose name has all the words of a line.
 SMALL = (
