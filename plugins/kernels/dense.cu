@@ -59,7 +59,6 @@ __global__ __launch_bounds__(kMergeThreads) void merge_chunks(const Partials par
                                                               const int32_t* lengths, int longest, int window,
                                                               int head_dim) {
     __shared__ Merged shared[kMergeThreads];
-    allow_next();
     wait_for_previous();
     const int seq = blockIdx.x, head = blockIdx.y, num_heads = gridDim.y, length = lengths[seq];
     if (length > longest || length < 1) {

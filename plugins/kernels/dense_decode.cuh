@@ -19,7 +19,6 @@ struct DecodeTask {
 template <typename Traits, bool SPLIT, typename Params>
 __global__ __launch_bounds__(Traits::NUM_THREADS) void decode_tiles(
     const __grid_constant__ DecodeTask<Params> task) {
-    allow_next();
     wait_for_previous();
     const int seq = blockIdx.z, chunk = blockIdx.x;
     const int length = task.lengths[seq];
