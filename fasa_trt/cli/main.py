@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fasa_trt.cli import bench, build, calibrate, doctor, export, generate, inspect, plugin
+from fasa_trt.cli import bench, build, calibrate, doctor, export, generate, inspect, plugin, serve
 from fasa_trt.core.errors import FasaError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("export")(export.export)
 app.command("build")(build.build)
 app.command("generate")(generate.generate)
+app.command("serve")(serve.serve)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(plugin.app)

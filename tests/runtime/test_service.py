@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fasa_trt.core.engine_dir import EngineDirectory
@@ -20,7 +22,7 @@ from fasa_trt.runtime.generate import Engine
 from fasa_trt.runtime.paged import PagedBatcher
 from fasa_trt.runtime.sampling import Draw, Sampling
 from fasa_trt.runtime.scheduler import Limits, Scheduler
-from fasa_trt.runtime.service import Service
+from fasa_trt.runtime.service import Item, Service
 from fasa_trt.runtime.step import Step
 from tests.simulated_engine import LAYERS, VOCAB, alone
 from tests.simulated_engine import Engine as SimulatedEngine
@@ -200,6 +202,32 @@ def test_cancelled_answer_ends_where_it_is(service: Service, pages: SimulatedPag
     assert stream.result().text == text and expected([1, 2], 30).startswith(text)
 
 
+def test_listener_hears_what_iterating_would_yield(service: Service, pages: SimulatedPages) -> None:
+    heard: queue.SimpleQueue[Item] = queue.SimpleQueue()
+    stream = service.submit([1, 2], max_new_tokens=6, listener=heard.put)
+    items = list(iter(lambda: heard.get(timeout=10), None))
+    assert "".join(str(item) for item in items) == expected([1, 2], 6) == stream.answer.completion.text
+    pages.fail = FasaError("the GPU is lost")
+    service.submit([1, 2], listener=heard.put)
+    assert heard.get(timeout=10) is pages.fail
+
+
+def test_ignored_eos_ends_nothing(service: Service) -> None:
+    prompt = next(prompt for prompt, _ in some(60) if EOS in alone(prompt, 20, set(), LENGTH)[:10])
+    tokens = alone(prompt, 20, set(), LENGTH)
+    assert service.submit(prompt, max_new_tokens=20).result().tokens == tokens[: tokens.index(EOS) + 1]
+    assert service.submit(prompt, max_new_tokens=20, ignore_eos=True).result().tokens == tokens
+
+
+def test_draws_come_from_the_generator_given() -> None:
+    """Rows of one-hot logits give every draw the same token, so what is drawn is looked at."""
+    generator, same = (np.random.default_rng(5) for _ in range(2))
+    with Service(engine_of(SimulatedRows(4, LENGTH))) as service:
+        service.submit([1, 2], max_new_tokens=3, sampling=Sampling(1.0, seed=1), generator=generator).result()
+    same.random(3)
+    assert generator.random() == same.random()
+
+
 def test_bad_requests_are_refused_at_once(service: Service) -> None:
     for prompt, options, message in (
         ("", {}, "the prompt is empty"),
@@ -228,10 +256,12 @@ def test_mistake_in_the_code_leaves_nobody_waiting(pages: SimulatedPages) -> Non
     pages.gate.clear()
     streams = [service.submit([1, 2]) for _ in range(3)]
     pages.fail = KeyError("oh")
+    assert service.error is None
     pages.gate.set()
     for stream in streams:
         with pytest.raises(FasaError, match="the service broke: KeyError: 'oh'"):
             stream.result()
+    assert "the service broke" in str(service.error)
     with pytest.raises(FasaError, match="the service broke"):
         service.submit([1, 2])
     service.close()
@@ -243,7 +273,7 @@ def test_close_ends_everything(pages: SimulatedPages) -> None:
     stream = service.submit([1, 2], max_new_tokens=40)
     closing = threading.Thread(target=service.close)
     closing.start()
-    while service._error is None:
+    while service.error is None:
         time.sleep(0.001)
     pages.gate.set()
     closing.join(10)

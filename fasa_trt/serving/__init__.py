@@ -1,0 +1,1 @@
+"""Engines behind a network: one folder a protocol, over the runtime's `Service`."""

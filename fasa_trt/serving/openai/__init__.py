@@ -1,0 +1,1 @@
+"""OpenAI's HTTP protocol: completions, chat, streaming."""
