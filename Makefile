@@ -16,6 +16,9 @@ VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 REQUIREMENTS := pyproject.toml setup.py constraints.txt
+# Neither is there for Windows, nor for newer Pythons.
+HAS_TRITON   := $(shell $(PYTHON) -c "import sys; print(sys.platform == 'linux' and sys.version_info < (3, 13))")
+TRITON       := $(if $(filter True,$(HAS_TRITON)),$(VENV)/triton/.installed)
 CPP_SOURCES   = $(shell find $(wildcard plugins tests benchmarks) -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo test lint format clean
@@ -49,8 +52,15 @@ $(VENV)/.installed: $(REQUIREMENTS)
 	$(PIP) --editable .
 	touch $@
 
+# A real Triton server for the tests. Its package asks for older libraries than the rest needs but runs with those; its
+# Python models alone need numpy 1 (newer ones are silently corrupted), which lies in a folder of its own for them.
+$(VENV)/triton/.installed: $(VENV)/.installed
+	$(PIP) --no-deps nvidia-pytriton tritonclient
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $(VENV)/triton numpy==1.26.4
+	touch $@
+
 # FlashInfer is here for its CUDA headers alone, which need none of the packages that its Python part needs.
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed $(TRITON)
 	$(PIP) --editable ".[$(EXTRAS)]"
 	$(PIP) --no-deps flashinfer-python
 	touch $@

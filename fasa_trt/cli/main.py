@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fasa_trt.cli import bench, build, calibrate, doctor, export, generate, inspect, plugin, serve
+from fasa_trt.cli import bench, build, calibrate, doctor, export, generate, inspect, plugin, serve, triton_repo
 from fasa_trt.core.errors import FasaError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("export")(export.export)
 app.command("build")(build.build)
 app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
+app.command("triton-repo")(triton_repo.triton_repo)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.add_typer(plugin.app)

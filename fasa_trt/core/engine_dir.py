@@ -27,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from fasa_trt.core.atomic import replace_directory
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.spec import SparseSpec
 
@@ -158,7 +159,7 @@ def write_engine(path: Path, *, force: bool, facts: dict[str, Any]) -> Iterator[
         }
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
         check_replaceable(path, force)  # again: the build may have taken hours
-        _replace(building, path)
+        replace_directory(building, path)
     except OSError as error:
         raise FasaError(
             f"cannot write {path}: {error.strerror or error}", hint="check permissions and free disk space"
@@ -187,20 +188,6 @@ def check_replaceable(path: Path, force: bool) -> None:
     empty = path.is_dir() and not any(path.iterdir())
     if not empty and not (path / MANIFEST).is_file():
         raise FasaError(f"{path} is not an engine directory, so --force does not replace it", hint="choose another -o")
-
-
-def _replace(building: Path, path: Path) -> None:
-    old = path.with_name(f".{path.name}.old")
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-    try:
-        building.rename(path)
-    except OSError:
-        if old.exists():
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)  # also of a build that was killed between the two renames
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
