@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fasa_trt.cli import bench, build, calibrate, doctor, export, generate, inspect, plugin, serve, triton_repo
+from fasa_trt.cli import bench, build, calibrate, doctor, eval, export, generate, inspect, plugin, serve, triton_repo
 from fasa_trt.core.errors import FasaError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command("generate")(generate.generate)
 app.command("serve")(serve.serve)
 app.command("triton-repo")(triton_repo.triton_repo)
 app.command("inspect")(inspect.inspect)
+app.command("eval")(eval.evaluate)
 app.command("doctor")(doctor.doctor)
 app.add_typer(plugin.app)
 app.add_typer(bench.app)

@@ -1,0 +1,44 @@
+"""Variable tracking: a chain of assignments hidden in prose.
+
+Source: RULER, arXiv 2404.06654, section 3.2.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import ClassVar
+
+from fasa_trt.evaluation.model import EvalModel
+from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of, too_short
+from fasa_trt.evaluation.tasks.haystack import hide
+
+BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
+AFTER = (
+    "Question: Find all variables that are assigned the value {value} in the text above.\nAnswer: According to the "
+    "chain(s) of variable assignment in the text above, {hops} variables are assigned the value {value}, they are:"
+)
+VARIABLES = 5  # of the chain
+MAX_ANSWER = 30
+
+
+class VariableTracking(Task):
+    name: ClassVar[str] = "variable_tracking"
+    summary: ClassVar[str] = f"RULER: a chain of {VARIABLES} variables"
+
+    def documents(self, model: EvalModel, context: int, settings: TaskSettings) -> list[Document]:
+        found = []
+        for number in range(settings.samples):
+            rng = random_of(settings, context, number)
+            names = ["".join(rng.choices(string.ascii_uppercase, k=5)) for _ in range(VARIABLES)]
+            value = str(rng.randrange(10_000, 100_000))
+            pairs = zip(names[1:], names, strict=False)
+            chain = [f"VAR {names[0]} = {value}", *(f"VAR {new} = VAR {old}" for new, old in pairs)]
+            question = AFTER.format(value=value, hops=VARIABLES)
+            head, tail = model.prompt(BEFORE, question)
+            room = context - len(head) - len(tail) - MAX_ANSWER
+            text = hide(lambda text: len(model.encode(text)), chain, room, rng) if room > 0 else None
+            if text is None:
+                raise too_short(self.name, context)
+            tokens, end = model.prompt(BEFORE + text, question)
+            found.append(Document(str(number), tokens, (Question("", end, tuple(names), MAX_ANSWER),)))
+        return found
