@@ -1,4 +1,4 @@
-"""Command line: python -m examples.train_tiny --work runs/tiny
+"""Command line: python -m examples.train_tiny --size medium --output runs/medium
 
 Kept apart from the training itself, so that the data processes, which import this module too, do not load
 PyTorch.
@@ -7,38 +7,87 @@ PyTorch.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import site
+import sys
 import sysconfig
 from pathlib import Path
 
+from examples.train_tiny.settings import SHORTEST_TASK, SIZES, Settings, Stage, settings_of
+from fasa_trt.core.errors import FasaError
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.train_tiny", description="Train fasa-tiny.")
-    add = parser.add_argument
-    add("--work", type=Path, default=Path("runs/train_tiny"), help="folder for data and checkpoint")
-    add("--source", type=Path, nargs="+", help="folders with Python source; default: this Python's libraries")
-    add("--seconds", type=float, default=690.0, help="training time, without evaluation")
-    add(
-        "--lengths",
-        type=int,
-        nargs=3,
-        default=(1024, 4096, 8192),
-        help="of the three stages, each at least 640",
+MIN_LENGTH = 64
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 1 after one line on what is wrong."""
+    try:
+        settings = parse(arguments)
+        from examples.train_tiny.train import train
+
+        train(settings)
+    except FasaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(arguments: list[str] | None = None) -> Settings:
+    """Raises FasaError for values that do not go together, SystemExit as argparse does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.train_tiny",
+        description="Train a sample model. Unset options have the values that its size was made with.",
     )
-    add("--batch-tokens", type=int, default=65536, help="tokens per step")
-    add("--learning-rate", type=float, default=2.5e-3)
-    add("--max-corpus-mb", type=float, default=1000.0, help="use at most this much source text")
-    add("--workers", type=int, default=13, help="processes that prepare sequences")
-    add("--eval-documents", type=int, default=256, help="documents of the final evaluation")
+    add = parser.add_argument
+    add("--size", choices=SIZES, default="tiny", help="tiny: 8.0 M parameters, 8k tokens; medium: 31.7 M, 16k")
+    add("--output", type=Path, help="folder for checkpoint and log; default: runs/train_tiny/SIZE/hf")
+    add("--work", type=Path, help="folder for token ids and the state to resume from; default: runs/train_tiny/SIZE")
+    add("--source", type=Path, nargs="+", help="folders with Python source; default: this Python's libraries")
+    add("--minutes", type=float, help="training time, without preparation and evaluation")
+    add("--lengths", type=int, nargs="+", help="sequence lengths of the stages, rising")
+    add("--batch-tokens", type=int, help="tokens per step")
+    add("--learning-rate", type=float)
+    add("--max-corpus-mb", type=float, help="use at most this much source text")
+    add("--workers", type=int, help="processes that prepare sequences")
+    add("--eval-documents", type=int, help="documents of each part of the final evaluation")
     add("--cpu", action="store_true", help="train on the CPU: only to try the code")
-    add("--seed", type=int, default=0)
-    args = vars(parser.parse_args())
-    args["source"] = args["source"] or [Path(sysconfig.get_path(name)) for name in ("purelib", "stdlib")]
-    args["lengths"] = tuple(args["lengths"])
+    add("--no-compile", action="store_true", help="train without torch.compile")
+    add("--resume", action="store_true", help="go on from the last state in --work")
+    add("--seed", type=int)
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    size = given.pop("size")
+    work = given.pop("work", Path("runs/train_tiny") / size)
+    source = given.pop("source", None) or libraries()
+    settings = settings_of(size, output=given.pop("output", work / "hf"), work=work, source=source)
+    for folder in source:
+        if not folder.is_dir():
+            raise FasaError(f"no folder {folder}", hint="--source takes folders with Python source")
+    lengths = given.pop("lengths", None)
+    if lengths is not None:
+        given["stages"] = _stages(settings, lengths)
+    given["compile"] = not (given.pop("no_compile") or given["cpu"])
+    settings = dataclasses.replace(settings, **given)
+    for name in ("minutes", "batch_tokens", "learning_rate", "max_corpus_mb", "workers", "eval_documents"):
+        if getattr(settings, name) <= 0:
+            raise FasaError(f"--{name.replace('_', '-')} must be more than 0")
+    return settings
 
-    from examples.train_tiny.train import Settings, train
 
-    train(Settings(**args))
+def libraries() -> list[Path]:
+    """Where this Python's standard library and installed packages are."""
+    named = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    return [folder for folder in map(Path, dict.fromkeys([*named, *site.getsitepackages()])) if folder.is_dir()]
+
+
+def _stages(settings: Settings, lengths: list[int]) -> tuple[Stage, ...]:
+    count, limit = len(settings.stages), settings.shape.max_positions
+    least = MIN_LENGTH if settings.mix == "tasks" else SHORTEST_TASK
+    if len(lengths) != count or min(lengths) < least or max(lengths) > limit or sorted(lengths) != lengths:
+        raise FasaError(f"--lengths takes {count} numbers from {least} to {limit} that do not fall")
+    if lengths[-1] < SHORTEST_TASK:
+        raise FasaError(f"--lengths must end with {SHORTEST_TASK} or more", hint="tasks need as many tokens")
+    return tuple(Stage(stage.start, length) for stage, length in zip(settings.stages, lengths, strict=True))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,31 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from examples.train_tiny.corpus import BOS, EOS
+from examples.train_tiny.settings import Shape
+from fasa_trt.core.atomic import write_bytes
 
 Rope: TypeAlias = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Shape:
-    vocab: int = 2048
-    hidden: int = 256
-    layers: int = 6
-    heads: int = 8
-    kv_heads: int = 2
-    head_dim: int = 128
-    mlp: int = 768
-    rope_theta: float = 500_000.0
-    eps: float = 1e-5
-    max_positions: int = 16384
 
 
 class Block(nn.Module):
@@ -51,23 +38,23 @@ class Block(nn.Module):
         """x: [batch, length, hidden]; cos, sin: float32 [length, 1, head_dim / 2]."""
         x = x + self._attention(_norm(self.input_layernorm, x), cos, sin)
         h = _norm(self.post_attention_layernorm, x)
-        gate, up = (F.linear(h, self._weight("mlp", name)) for name in ("gate_proj", "up_proj"))
-        return x + F.linear(F.silu(gate) * up, self._weight("mlp", "down_proj"))
+        gate, up = (F.linear(h, self._weight("mlp", name, h.dtype)) for name in ("gate_proj", "up_proj"))
+        return x + F.linear(F.silu(gate) * up, self._weight("mlp", "down_proj", h.dtype))
 
     def _attention(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         shape, (batch, length, _) = self.shape, h.shape
         heads, kv_heads = shape.heads, shape.kv_heads
-        weight = torch.cat([self._weight("self_attn", name) for name in ("q_proj", "k_proj", "v_proj")])
-        qkv = F.linear(h, weight.to(h.dtype)).view(batch, length, heads + 2 * kv_heads, shape.head_dim)
+        weight = torch.cat([self._weight("self_attn", name, h.dtype) for name in ("q_proj", "k_proj", "v_proj")])
+        qkv = F.linear(h, weight).view(batch, length, heads + 2 * kv_heads, shape.head_dim)
         a, b = qkv[:, :, : heads + kv_heads].float().chunk(2, dim=-1)
         qk = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(h.dtype).transpose(1, 2)
         v = qkv[:, :, heads + kv_heads :].transpose(1, 2)
         out = F.scaled_dot_product_attention(qk[:, :heads], qk[:, heads:], v, is_causal=True, enable_gqa=True)
         out = out.transpose(1, 2).reshape(batch, length, heads * shape.head_dim)
-        return F.linear(out, self._weight("self_attn", "o_proj"))
+        return F.linear(out, self._weight("self_attn", "o_proj", h.dtype))
 
-    def _weight(self, group: str, name: str) -> Tensor:
-        return self.get_submodule(f"{group}.{name}").get_parameter("weight").to(torch.bfloat16)
+    def _weight(self, group: str, name: str, dtype: torch.dtype) -> Tensor:
+        return self.get_submodule(f"{group}.{name}").get_parameter("weight").to(dtype)
 
 
 def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,11 +63,12 @@ def run_block(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class TinyLlama(nn.Module):
-    """Token ids [batch, length] -> bfloat16 hidden states [batch, length, hidden], before the last norm."""
+    """Token ids [batch, length] -> hidden states [batch, length, hidden] of type `dtype`, before the last norm."""
 
-    def __init__(self, shape: Shape | None = None) -> None:
+    def __init__(self, shape: Shape | None = None, *, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.shape = shape = shape or Shape()
+        self.dtype = dtype
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.hidden, eps=shape.eps)
@@ -91,7 +79,7 @@ class TinyLlama(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (math.sqrt(2 * shape.layers) if residual else 1))
 
     def forward(self, tokens: Tensor, rope: Rope) -> Tensor:
-        x = self.embed_tokens(tokens).to(torch.bfloat16)
+        x = self.embed_tokens(tokens).to(self.dtype)
         for layer in self.layers:
             x = self.run_block(layer, x, *rope)
         return x
@@ -109,35 +97,48 @@ class TinyLlama(nn.Module):
 
 
 def logits(hidden: Tensor, norm: Tensor, embedding: Tensor) -> Tensor:
-    h = F.rms_norm(hidden.float(), (hidden.shape[-1],), norm, 1e-5).to(torch.bfloat16)
-    return F.linear(h, embedding.to(torch.bfloat16))
+    h = F.rms_norm(hidden.float(), (hidden.shape[-1],), norm, 1e-5).to(hidden.dtype)
+    return F.linear(h, embedding.to(hidden.dtype))
+
+
+class Losses(NamedTuple):
+    """loss: weighted. text, answer: mean cross-entropy of each. right, asked: answer tokens of each row."""
+
+    loss: Tensor
+    text: Tensor
+    answer: Tensor
+    right: Tensor
+    asked: Tensor
 
 
 def losses(
-    hidden: Tensor, norm: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor, answers: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted loss, and for the log the plain code's and the answers' mean cross-entropy.
-
-    targets, weights, answers: [batch, length].
-    """
-    scores = logits(hidden, norm, embedding).float().flatten(0, 1)
-    entropy = F.cross_entropy(scores, targets.flatten(), reduction="none").view(targets.shape)
-    code, answer = (weights == 1).float(), (answers > 0).float()
-    seen = entropy.detach()
-    return (
+    hidden: Tensor, norm: Tensor, embedding: Tensor, targets: Tensor, weights: Tensor, text: Tensor, answers: Tensor
+) -> Losses:
+    """targets, weights, text and answers (masks): [batch, length]. Scores are float32: 0.5 GiB for 65536 tokens of
+    2048 entries, so they are held at once."""
+    scores = logits(hidden, norm, embedding).float()
+    entropy = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+    plain, answer = text.float(), answers.float()
+    seen, hit = entropy.detach(), (scores.detach().argmax(-1) == targets).float()
+    return Losses(
         (entropy * weights).sum() / weights.sum(),
-        (seen * code).sum() / code.sum(),
+        (seen * plain).sum() / plain.sum().clamp(min=1),
         (seen * answer).sum() / answer.sum().clamp(min=1),
+        (hit * answer).sum(1),
+        answer.sum(1),
     )
 
 
 def save_checkpoint(model: TinyLlama, folder: Path) -> None:
-    """Write config.json, generation_config.json and model.safetensors (bfloat16) for transformers."""
-    from safetensors.torch import save_file
+    """Write config.json, generation_config.json and model.safetensors (bfloat16) for transformers.
+
+    Each file replaces an older one as a whole. Raises FasaError when it cannot be written.
+    """
+    from safetensors.torch import save
     from transformers import LlamaConfig
 
     shape = model.shape
-    LlamaConfig(
+    config = LlamaConfig(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -150,22 +151,20 @@ def save_checkpoint(model: TinyLlama, folder: Path) -> None:
         rms_norm_eps=shape.eps,
         bos_token_id=BOS,
         eos_token_id=EOS,
-    ).save_pretrained(folder)
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    ).to_dict()
     # Both spellings of RoPE and dtype, so that transformers 4 and 5 and other readers understand it.
     rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
     config |= {"rope_parameters": rope, "rope_theta": shape.rope_theta, "rope_scaling": None}
     config |= {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "torch_dtype": "bfloat16"}
     config.pop("pad_token_id", None)
-    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     generation = {"bos_token_id": BOS, "eos_token_id": EOS, "do_sample": False}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n", encoding="utf-8")
+    for name, content in (("config", config), ("generation_config", generation)):
+        write_bytes(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
     weights = {
         f"model.{name}": value.detach().to(torch.bfloat16).contiguous().cpu()
         for name, value in model.state_dict().items()
     }
-    save_file(weights, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    write_bytes(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
 
 
 def _linears(**sizes: tuple[int, int]) -> nn.ModuleDict:

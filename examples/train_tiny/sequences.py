@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from examples.train_tiny.corpus import BOS
 from fasa_trt.calibrate.recall import note_line
 
-FIRST_DIGIT, DIGIT, LAST_DIGIT = 1, 2, 3
+FIRST, INNER, LAST = 1, 2, 3
 COPY_FREE = 5  # tokens of a copied line before the model can know that it is a copy
 
 
@@ -46,15 +46,17 @@ class Insertion(NamedTuple):
 
 
 class SequenceGenerator:
-    """Draws sequences from an array of token ids (uint16 [tokens])."""
+    """Draws sequences from an array of token ids (uint16 [tokens]). text_weight: of code in the loss."""
 
-    def __init__(self, code: npt.NDArray[Any], seed: int, tokenizer: Path, *, keys: int = 20_000) -> None:
+    def __init__(
+        self, code: npt.NDArray[Any], seed: int, tokenizer: Path, *, keys: int = 20_000, text_weight: float = 1.0
+    ) -> None:
         loaded = Tokenizer.from_file(str(tokenizer))
 
         def encode(text: str) -> list[int]:
             return list(loaded.encode(text, add_special_tokens=False).ids)
 
-        self.code = code
+        self.code, self.text_weight = code, text_weight
         self.rng = np.random.default_rng(seed)
         self.vocab_size = loaded.get_vocab_size()
         (self.newline,) = encode("\n")
@@ -63,26 +65,42 @@ class SequenceGenerator:
         self.digits = np.array([encode(digit)[0] for digit in string.digits])
         letters, rng = string.ascii_lowercase, self.rng
         names = {"".join(letters[i] for i in rng.integers(0, 26, rng.integers(4, 7))) for _ in range(keys)}
-        self.keys = [encode(" " + name) for name in sorted(names)]
+        spaced = [" " + name for name in sorted(names)]
+        self.keys = [list(key.ids) for key in loaded.encode_batch(spaced, add_special_tokens=False)]
         # The pieces must encode as they do in running text.
         line = self._recall_line(encode(" qzxvb"), np.array([9, 0, 2, 1, 0]), asked=False)
         assert line.tokens == encode(note_line("qzxvb", "90210"))
 
     def training(self, length: int) -> Sample:
-        """Plain code (45 %), or code with up to length/64 notes and about as many recalls."""
-        rng = self.rng
-        if rng.random() < 0.45:
+        """Plain code (45 %), or code with notes."""
+        if self.rng.random() < 0.45:
             return self.plain(length)
+        return self.noted(length, copies=int(self.rng.integers(0, max(2, length // 2000 + 1))))
+
+    def noted(self, length: int, *, copies: int) -> Sample:
+        """Code with up to length/64 notes and about as many recalls."""
+        rng = self.rng
         most = max(6, min(64, length // 64))
         few = rng.random() < 0.4
         notes = int(round(math.exp(rng.uniform(0, math.log(most)))) if few else rng.integers(1, most + 1))
         recalls = int(rng.integers(8, max(10, min(64, length // 56)) + 1))
-        copies = int(rng.integers(0, max(2, length // 2000 + 1)))
         return self.recalls(length, notes, recalls, copies=copies, tail_tokens=int(rng.integers(200, 700)))
 
     def plain(self, length: int) -> Sample:
         tokens = np.concatenate([[BOS], self._code(length - 1)])
-        return Sample(tokens, np.ones(length, np.float32), np.zeros(length, np.int8))
+        return Sample(tokens, np.full(length, self.text_weight, np.float32), np.zeros(length, np.int8))
+
+    def repeated(self, length: int) -> Sample:
+        """Random tokens, over and over: nothing teaches sooner to look back by content. Marked as one answer.
+
+        Short periods, the easiest, are as frequent as long ones.
+        """
+        period = int(math.exp(self.rng.uniform(math.log(8), math.log(length // 2))))
+        block = self.rng.integers(2, self.vocab_size, period)
+        tokens = np.concatenate([[BOS], np.resize(block, length - 1)])
+        known = np.arange(length) > period + COPY_FREE
+        answers = np.where(known, INNER, 0).astype(np.int8)
+        return Sample(tokens, np.where(known, 0.5, 0).astype(np.float32), answers)
 
     def recalls(
         self,
@@ -124,7 +142,7 @@ class SequenceGenerator:
             items += [Insertion(int(starts[first]), 0, original), Insertion(int(starts[second]), 2, copy)]
         rng.shuffle(items)
         items.sort(key=lambda item: (item.position, item.rank))
-        return _weave(code, items)
+        return weave(code, items, self.text_weight)
 
     def _code(self, length: int) -> npt.NDArray[np.int64]:
         start = int(self.rng.integers(0, len(self.code) - length))
@@ -136,7 +154,7 @@ class SequenceGenerator:
         tokens = [*head, *self.equals, *(int(self.digits[digit]) for digit in value), self.newline]
         equals = len(self.equals)
         weights = [0.0] * len(head) + [0.2] * equals + [5.0 if asked else 0.0] * 5 + [0.2]
-        marks = [FIRST_DIGIT, DIGIT, DIGIT, DIGIT, LAST_DIGIT] if asked else [0] * 5
+        marks = [FIRST, INNER, INNER, INNER, LAST] if asked else [0] * 5
         return Line(tokens, weights, [0] * (len(head) + equals) + marks + [0])
 
     def _copied_line(self) -> tuple[Line, Line]:
@@ -150,23 +168,23 @@ class SequenceGenerator:
         return Line(tokens, [0.0] * len(tokens), nothing), Line(tokens, learnt, nothing)
 
 
-def _weave(code: npt.NDArray[np.int64], items: list[Insertion]) -> Sample:
-    """<bos> and the code with the lines in it; code weighs 1."""
-    tokens, weights, answers = [np.array([BOS])], [np.ones(1)], [np.zeros(1)]
+def weave(text: npt.NDArray[np.int64], items: list[Insertion], weight: float) -> Sample:
+    """<bos> and the text, of this weight, with the lines in it; items are in the order of their positions."""
+    tokens, weights, answers = [np.array([BOS])], [np.full(1, weight)], [np.zeros(1)]
 
-    def add_code(start: int, end: int) -> None:
-        tokens.append(code[start:end])
-        weights.append(np.ones(end - start))
+    def add_text(start: int, end: int) -> None:
+        tokens.append(text[start:end])
+        weights.append(np.full(end - start, weight))
         answers.append(np.zeros(end - start))
 
     done = 0
     for position, _, line in items:
-        add_code(done, position)
+        add_text(done, position)
         done = position
         tokens.append(np.array(line.tokens))
         weights.append(np.array(line.weights))
         answers.append(np.array(line.answers))
-    add_code(done, len(code))
+    add_text(done, len(text))
     return Sample(
         np.concatenate(tokens).astype(np.int64),
         np.concatenate(weights).astype(np.float32),
