@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from fasa_trt.cli import bench, build, calibrate, doctor, eval, export, generate, inspect, plugin, serve, triton_repo
+from fasa_trt.cli import (
+    bench,
+    build,
+    calibrate,
+    doctor,
+    eval,
+    export,
+    generate,
+    inspect,
+    plugin,
+    serve,
+    triton_repo,
+    tune,
+)
 from fasa_trt.core.errors import FasaError
 
 app = typer.Typer(
@@ -22,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("calibrate")(calibrate.calibrate)
+app.command("tune")(tune.tune)
 app.command("export")(export.export)
 app.command("build")(build.build)
 app.command("generate")(generate.generate)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ Rows = Sequence[Sequence[int]]
 LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}  # attention logits that a pass may hold
 
 
+@contextlib.contextmanager
+def memory_for(rows: int, capacity: int, device: torch.device) -> Iterator[None]:
+    """Raises FasaError where the device has not enough."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise FasaError(
+            f"{device} ran out of memory with {rows} rows of {capacity} tokens",
+            hint="eval: lower --batch-tokens or --contexts; tune: lower --windows or --length",
+        ) from None
+
+
 class Decoder:
     """Runs a model over an `EvalCache`: `prefill`, then any number of branches of `start` and `feed`."""
 
@@ -30,15 +43,16 @@ class Decoder:
     def prefill(self, rows: Rows, capacity: int) -> EvalCache:
         """Dense attention over whole documents. capacity: columns, for all that will follow as well."""
         model = self.model
-        cache = empty_cache(
-            len(rows),
-            capacity,
-            layers=model.num_layers,
-            heads=model.num_heads,
-            kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim,
-            like=torch.empty(0, dtype=model.model.dtype, device=model.device),
-        )
+        with memory_for(len(rows), capacity, model.device):
+            cache = empty_cache(
+                len(rows),
+                capacity,
+                layers=model.num_layers,
+                heads=model.num_heads,
+                kv_heads=model.num_kv_heads,
+                head_dim=model.head_dim,
+                like=torch.empty(0, dtype=model.model.dtype, device=model.device),
+            )
         self._run(cache, rows, self.dense, prompt=True, observe=True)
         return cache
 
@@ -129,7 +143,7 @@ class Decoder:
             traffic=Traffic() if traffic is None else traffic,
         )
         arguments = {"input_ids": tokens, "position_ids": positions, "use_cache": False, "evaluation": step}
-        try:
+        with memory_for(len(rows), cache.capacity, device):
             if prompt:
                 self.model.model.base_model(**arguments)
                 logits = torch.empty(0)
@@ -141,11 +155,6 @@ class Decoder:
                 logits = logits[torch.arange(len(rows), device=device), index][:, None]
             else:
                 logits = self.model.model(**arguments).logits.float()
-        except torch.OutOfMemoryError:
-            raise FasaError(
-                f"{device} ran out of memory with {len(rows)} rows of {cache.capacity} tokens",
-                hint="lower --batch-tokens or --contexts",
-            ) from None
         cache.lengths = [length + count for length, count in zip(cache.lengths, counts, strict=True)]
         return logits
 
