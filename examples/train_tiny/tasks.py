@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from examples.train_tiny import wording
 from examples.train_tiny.corpus import EOS
 from examples.train_tiny.sequences import FIRST, INNER, LAST, Insertion, Line, Sample, weave
+from fasa_trt.evaluation import wording
 
 TASKS = ("multikey", "multivalue", "multiquery", "variables", "common_words", "qa")
 ANSWER_WEIGHT, FORM_WEIGHT = 8.0, 0.05  # of an answer's tokens; of wording that is always the same

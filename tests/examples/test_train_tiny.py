@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.train_tiny import __main__ as command
-from examples.train_tiny import corpus, wording
+from examples.train_tiny import corpus
 from examples.train_tiny.evaluate import greedy
 from examples.train_tiny.mix import KINDS, SHARES, Sequences
 from examples.train_tiny.model import TinyLlama, losses, save_checkpoint
@@ -26,6 +26,7 @@ from examples.train_tiny.train import train
 from examples.train_tiny.trainer import Trainer
 from fasa_trt.calibrate.corpus import bundled_files
 from fasa_trt.core.errors import FasaError
+from fasa_trt.evaluation import wording
 from fasa_trt.evaluation.tasks import common_words, niah, qa, variables
 
 SHAPE = Shape(vocab=400, hidden=32, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=64, max_positions=1024)

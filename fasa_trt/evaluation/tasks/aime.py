@@ -10,20 +10,15 @@ from typing import ClassVar
 from fasa_trt.core.errors import FasaError
 from fasa_trt.evaluation.metrics import same_number
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, too_short
-from fasa_trt.evaluation.tasks.files import data_folder, field, records
+from fasa_trt.evaluation.tasks.base import Document, Question, TaskSettings, too_short
+from fasa_trt.evaluation.tasks.files import FileTask, data_folder, field, records
 
 AFTER = "\n\nPlease reason step by step, and put your final answer within \\boxed{}.\n"
 
 
-class Aime(Task):
+class Aime(FileTask):
     name: ClassVar[str] = "aime"
     summary: ClassVar[str] = "aime*.jsonl in --data; answers as long as --contexts allows"
-    solved: ClassVar[float | None] = None
-    grid: ClassVar[bool] = False
-
-    def check(self, settings: TaskSettings) -> None:
-        data_folder(self.name, settings)
 
     def documents(self, model: EvalModel, context: int, settings: TaskSettings) -> list[Document]:
         folder = data_folder(self.name, settings)

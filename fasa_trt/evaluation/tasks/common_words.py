@@ -7,18 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from fasa_trt.evaluation import wording
 from fasa_trt.evaluation.model import EvalModel
 from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of, too_short
 from fasa_trt.evaluation.tasks.haystack import words
 
-BEFORE = (
-    "Below is a numbered list of words. In these words, some appear more often than others. Memorize the ones that "
-    "appear most often.\n"
-)
-AFTER = (
-    "\nQuestion: What are the 10 most common words in the above list?\nAnswer: The top 10 words that appear most often "
-    "in the list are:"
-)
+BEFORE, AFTER = wording.WORDS_BEFORE, wording.WORDS_AFTER
 COMMON, OFTEN, SELDOM = 10, 30, 3  # words to find, how often they come, how often the others do
 MAX_ANSWER = 120
 

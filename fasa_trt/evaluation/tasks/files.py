@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fasa_trt.core.errors import FasaError
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import TaskSettings
+from fasa_trt.evaluation.tasks.base import Task, TaskSettings
+
+
+class FileTask(Task):
+    """A task whose documents are files below `--data`."""
+
+    solved: ClassVar[float | None] = None
+    grid: ClassVar[bool] = False
+
+    def check(self, settings: TaskSettings) -> None:
+        data_folder(self.name, settings)
 
 
 def data_folder(task: str, settings: TaskSettings) -> Path:

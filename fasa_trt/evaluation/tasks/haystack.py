@@ -7,6 +7,23 @@ from collections.abc import Callable, Sequence
 from functools import cache
 
 from fasa_trt.calibrate.corpus import bundled_files
+from fasa_trt.evaluation.model import EvalModel
+from fasa_trt.evaluation.tasks.base import too_short
+
+
+def hidden_prompt(
+    task: str, model: EvalModel, ask: tuple[str, str], needles: Sequence[str], context: int, answer: int,
+    rng: random.Random,
+) -> tuple[list[int], list[int]]:  # fmt: skip
+    """Tokens of a document with the needles in it, and of what comes after: together with `answer` tokens at most
+    `context`. ask: wording before and after the text. Raises FasaError for a context that is too short."""
+    before, after = ask
+    head, tail = model.prompt(before, after)
+    room = context - len(head) - len(tail) - answer
+    text = hide(lambda text: len(model.encode(text)), needles, room, rng) if room > 0 else None
+    if text is None:
+        raise too_short(task, context)
+    return model.prompt(before + text, after)
 
 
 def hide(

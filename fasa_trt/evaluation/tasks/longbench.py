@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from fasa_trt.core.errors import FasaError
 from fasa_trt.evaluation import metrics
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings
-from fasa_trt.evaluation.tasks.files import data_folder, field, fitted, records
+from fasa_trt.evaluation.tasks.base import Document, Question, TaskSettings
+from fasa_trt.evaluation.tasks.files import FileTask, data_folder, field, fitted, records
 
 _SHORT = "Answer the question based on the given passages. Only give me the answer and do not output any other words."
 _PASSAGES = f"{_SHORT}\n\nThe following are given passages.\n{{context}}\n\n{_SHORT}\n\nQuestion: {{input}}\nAnswer:"
@@ -113,15 +113,10 @@ DATA_SETS = {
 }  # fmt: skip
 
 
-class LongBench(Task):
+class LongBench(FileTask):
     name: ClassVar[str] = "longbench"
     summary: ClassVar[str] = "NAME.jsonl of its English data sets in --data"
     metric: ClassVar[str] = "LongBench's"
-    solved: ClassVar[float | None] = None
-    grid: ClassVar[bool] = False
-
-    def check(self, settings: TaskSettings) -> None:
-        data_folder(self.name, settings)
 
     def documents(self, model: EvalModel, context: int, settings: TaskSettings) -> list[Document]:
         folder = data_folder(self.name, settings)

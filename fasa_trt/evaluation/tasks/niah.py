@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from fasa_trt.evaluation import wording
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of, too_short
-from fasa_trt.evaluation.tasks.haystack import hide, words
+from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of
+from fasa_trt.evaluation.tasks.haystack import hidden_prompt, words
 
-BEFORE = (
-    "Some special magic numbers are hidden within the following text. Make sure to memorize it. I will quiz you about "
-    "the numbers afterwards.\n"
-)
-AFTER = (
-    "What are all the special magic numbers for {keys} mentioned in the provided text? The special magic numbers for "
-    "{keys} mentioned in the provided text are"
-)
+BEFORE, AFTER = wording.NEEDLES_BEFORE, wording.NEEDLES_AFTER
 MAX_ANSWER = 128
 
 
@@ -42,12 +36,7 @@ class MultiKey(Task):
             rng.shuffle(needles)
             asked = keys[: self.asked]
             question = AFTER.format(keys=", ".join(asked))
-            head, tail = model.prompt(BEFORE, question)
-            room = context - len(head) - len(tail) - MAX_ANSWER
-            text = hide(lambda text: len(model.encode(text)), needles, room, rng) if room > 0 else None
-            if text is None:
-                raise too_short(self.name, context)
-            tokens, end = model.prompt(BEFORE + text, question)
+            tokens, end = hidden_prompt(self.name, model, (BEFORE, question), needles, context, MAX_ANSWER, rng)
             answers = tuple(value for key in asked for value in values[key])
             found.append(Document(str(number), tokens, (Question("", end, answers, MAX_ANSWER),)))
         return found

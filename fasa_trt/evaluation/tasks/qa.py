@@ -8,19 +8,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from fasa_trt.evaluation import wording
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of, too_short
-from fasa_trt.evaluation.tasks.haystack import hide
+from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of
+from fasa_trt.evaluation.tasks.haystack import hidden_prompt
 
-BEFORE = (
-    "Answer the question based on the given text. Only give me the answer and do not output any other words.\n\n"
-    "The following is the given text.\n"
-)
-AFTER = (
-    "\nAnswer the question based on the given text. Only give me the answer and do not output any other words.\n\n"
-    "Question: In which city does {person} work?\nAnswer:"
-)
-SYLLABLES = ("bar", "cel", "dor", "fen", "gal", "hol", "kor", "lin", "mar", "nor", "pel", "ros", "sil", "tam", "vel")
+BEFORE, AFTER = wording.QA_BEFORE, wording.QA_AFTER
+SYLLABLES = wording.SYLLABLES
 PEOPLE = 12
 MAX_ANSWER = 32
 
@@ -42,11 +36,6 @@ class QuestionAnswering(Task):
             facts += [f"The company {firm} has its office in {c}." for firm, c in zip(companies, cities, strict=True)]
             rng.shuffle(facts)
             question = AFTER.format(person=people[0])
-            head, tail = model.prompt(BEFORE, question)
-            room = context - len(head) - len(tail) - MAX_ANSWER
-            text = hide(lambda text: len(model.encode(text)), facts, room, rng) if room > 0 else None
-            if text is None:
-                raise too_short(self.name, context)
-            tokens, end = model.prompt(BEFORE + text, question)
+            tokens, end = hidden_prompt(self.name, model, (BEFORE, question), facts, context, MAX_ANSWER, rng)
             found.append(Document(str(number), tokens, (Question("", end, (cities[0],), MAX_ANSWER),)))
         return found

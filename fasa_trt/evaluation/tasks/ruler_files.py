@@ -10,20 +10,15 @@ from typing import Any, ClassVar
 
 from fasa_trt.core.errors import FasaError
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings
-from fasa_trt.evaluation.tasks.files import data_folder, field, records
+from fasa_trt.evaluation.tasks.base import Document, Question, TaskSettings
+from fasa_trt.evaluation.tasks.files import FileTask, data_folder, field, records
 
 NEW_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}  # by the first part of a task's name
 
 
-class RulerFiles(Task):
+class RulerFiles(FileTask):
     name: ClassVar[str] = "ruler"
     summary: ClassVar[str] = "TASK/validation.jsonl or TASK.jsonl in --data"
-    solved: ClassVar[float | None] = None
-    grid: ClassVar[bool] = False
-
-    def check(self, settings: TaskSettings) -> None:
-        data_folder(self.name, settings)
 
     def documents(self, model: EvalModel, context: int, settings: TaskSettings) -> list[Document]:
         folder = data_folder(self.name, settings)

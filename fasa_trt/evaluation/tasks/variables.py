@@ -8,15 +8,12 @@ from __future__ import annotations
 import string
 from typing import ClassVar
 
+from fasa_trt.evaluation import wording
 from fasa_trt.evaluation.model import EvalModel
-from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of, too_short
-from fasa_trt.evaluation.tasks.haystack import hide
+from fasa_trt.evaluation.tasks.base import Document, Question, Task, TaskSettings, random_of
+from fasa_trt.evaluation.tasks.haystack import hidden_prompt
 
-BEFORE = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-AFTER = (
-    "Question: Find all variables that are assigned the value {value} in the text above.\nAnswer: According to the "
-    "chain(s) of variable assignment in the text above, {hops} variables are assigned the value {value}, they are:"
-)
+BEFORE, AFTER = wording.VARIABLES_BEFORE, wording.VARIABLES_AFTER
 VARIABLES = 5  # of the chain
 MAX_ANSWER = 30
 
@@ -34,11 +31,6 @@ class VariableTracking(Task):
             pairs = zip(names[1:], names, strict=False)
             chain = [f"VAR {names[0]} = {value}", *(f"VAR {new} = VAR {old}" for new, old in pairs)]
             question = AFTER.format(value=value, hops=VARIABLES)
-            head, tail = model.prompt(BEFORE, question)
-            room = context - len(head) - len(tail) - MAX_ANSWER
-            text = hide(lambda text: len(model.encode(text)), chain, room, rng) if room > 0 else None
-            if text is None:
-                raise too_short(self.name, context)
-            tokens, end = model.prompt(BEFORE + text, question)
+            tokens, end = hidden_prompt(self.name, model, (BEFORE, question), chain, context, MAX_ANSWER, rng)
             found.append(Document(str(number), tokens, (Question("", end, tuple(names), MAX_ANSWER),)))
         return found

@@ -1,4 +1,4 @@
-"""The wording of the tasks in `fasa_trt.evaluation`, restated: importing it would load PyTorch into every data process.
+"""How the tasks ask, without PyTorch: the processes that make training text of the same kind import it, too.
 
 Source: RULER, arXiv 2404.06654, section 3.
 """
