@@ -35,14 +35,10 @@ def generate(
         typer.Option(help="Keep those at least this likely, relative to the likeliest.", rich_help_panel=SAMPLING),
     ] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes draws repeatable.", rich_help_panel=SAMPLING)] = None,
-    threads: Annotated[int | None, typer.Option(help="onnxruntime: CPU threads.", show_default="all cores")] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="onnxruntime: cpu | cuda", show_default="cuda where present")
-    ] = None,
-    kv_fraction: Annotated[
-        float | None, typer.Option(help="TensorRT: share of the free GPU memory for the KV cache.", show_default="0.9")
-    ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the manifest's checksums.")] = False,
+    threads: opt.Threads = None,
+    provider: opt.Provider = None,
+    kv_fraction: opt.KvFraction = None,
+    no_verify: opt.NoVerify = False,
     json_output: opt.Json = False,
 ) -> None:
     """Generate text with FASA, streaming it as it comes.

@@ -125,3 +125,10 @@ ConfigFile = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, stronger than flags and --config; repeatable.")
 ]
+
+Threads = Annotated[int | None, typer.Option(help="onnxruntime: CPU threads.", show_default="all cores")]
+Provider = Annotated[str | None, typer.Option(help="onnxruntime: cpu | cuda", show_default="cuda where present")]
+KvFraction = Annotated[
+    float | None, typer.Option(help="TensorRT: share of the free GPU memory for the KV cache.", show_default="0.9")
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the manifest's checksums.")]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fasa_trt.cli import options as opt
+
 ACCESS = "Access"
 
 
@@ -29,14 +31,10 @@ def serve(
     max_body: Annotated[int, typer.Option(min=1, help="MiB of a request; longer ones get status 413.")] = 8,
     shutdown_timeout: Annotated[int, typer.Option(min=0, help="Seconds that answers get to end at a stop.")] = 30,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request on stdout.")] = False,
-    threads: Annotated[int | None, typer.Option(help="onnxruntime: CPU threads.", show_default="all cores")] = None,
-    provider: Annotated[
-        str | None, typer.Option(help="onnxruntime: cpu | cuda", show_default="cuda where present")
-    ] = None,
-    kv_fraction: Annotated[
-        float | None, typer.Option(help="TensorRT: share of the free GPU memory for the KV cache.", show_default="0.9")
-    ] = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Skip the manifest's checksums.")] = False,
+    threads: opt.Threads = None,
+    provider: opt.Provider = None,
+    kv_fraction: opt.KvFraction = None,
+    no_verify: opt.NoVerify = False,
 ) -> None:
     """Serve an engine to OpenAI clients: completions, chat, streaming; /health and /metrics beside them.
 
