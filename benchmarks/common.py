@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from fasa_trt.bench.record import cpu_name
+from fasa_trt.bench.record import machine_facts
 from fasa_trt.cli.console import say
 from fasa_trt.core.atomic import write_bytes
 from fasa_trt.core.errors import FasaError
@@ -26,16 +24,7 @@ SAMPLE_MODEL = ROOT / "examples" / "models" / "fasa-tiny"
 
 def run_facts() -> dict[str, Any]:
     """What a reader needs to judge or repeat a run: commit, time, versions, processor, other load on it."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "commit": commit(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "cpu": cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load_before": None if load is None else round(load, 2),
-    }
+    return {"commit": commit(), "versions": versions(), **machine_facts()}
 
 
 def commit() -> str:

@@ -15,7 +15,8 @@ import typer
 from rich.table import Table
 
 from benchmarks.common import ROOT, SAMPLE_MODEL, main, run_facts, write_result
-from benchmarks.pair import Timed, dense_and_fasa, filled
+from benchmarks.pair import dense_and_fasa
+from fasa_trt.bench.cpu import Timed, filled
 from fasa_trt.bench.record import summary
 from fasa_trt.cli.console import out, progress
 from fasa_trt.core.checkpoint import open_checkpoint
@@ -64,9 +65,7 @@ def decode_cpu(
     with tempfile.TemporaryDirectory(prefix="fasa-decode-") as directory, progress() as report:
         dense, fasa = dense_and_fasa(checkpoint, config, Path(directory), seed)
         engines = {
-            name: filled(
-                engine, length, seed=seed, threads=threads, progress=lambda *done, name=name: report(name, *done)
-            )
+            name: filled(engine, length, 1, seed, threads, progress=lambda *done, name=name: report(name, *done))
             for name, engine, length in (
                 ("dense", dense, context - 1),
                 ("fasa", fasa, context - 1),

@@ -19,9 +19,9 @@ from fasa_trt.core.profile import Profile
 from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export.onnx_model import export_onnx
 from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
+from fasa_trt.runtime.rows import PREFILL_CHUNK
 
 POINTS = ((2048, 1), (8192, 1))  # context, batch
-CHUNK = 512  # tokens of a prefill step
 WARM_UP = 2  # steps before each block: the other engine's memory leaves the processor's caches
 BLOCK = 5  # timed steps of one engine before the next one's turn
 SHORT = 1  # cached tokens of the step that stands for everything but attention
@@ -37,11 +37,11 @@ class Timed:
     length: int
 
     def step(self) -> float:
-        """Milliseconds of one step. Every step writes the same slot, so all of them see `length` + 1 tokens."""
+        """Seconds of one step. Every step writes the same slot, so all of them see `length` + 1 tokens."""
         zero, first = np.zeros(self.batch, np.int64), np.zeros((self.batch, 1), np.int64)
         started = time.perf_counter()
         self.backend.step(first, zero + self.length, zero, first)
-        return 1e3 * (time.perf_counter() - started)
+        return time.perf_counter() - started
 
 
 def run_cpu(
@@ -115,15 +115,25 @@ def write_engine(
     return EngineDirectory(path, config, {})
 
 
-def filled(engine: EngineDirectory, length: int, batch: int, seed: int, threads: int | None) -> Timed:
-    """Loads an engine and prefills random tokens: untouched memory would read as fast as no memory at all."""
+def filled(
+    engine: EngineDirectory,
+    length: int,
+    batch: int,
+    seed: int,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Timed:
+    """Loads an engine and prefills random tokens. They lie all over the cache that a step then chooses from: untouched
+    memory would read as fast as no memory at all."""
     backend = OnnxRuntimeBackend(engine, threads=threads, provider="cpu")
     vocabulary = int(engine.config["pretrained_config"]["vocab_size"])
     tokens = np.random.default_rng(seed).integers(0, vocabulary, (batch, length))
     zero, first = np.zeros(batch, np.int64), np.zeros((batch, 1), np.int64)
     backend.allocate(batch)
-    for start in range(0, length, CHUNK):
-        backend.step(tokens[:, start : start + CHUNK], zero + start, zero, first, sparse=False)
+    for start in range(0, length, PREFILL_CHUNK):
+        backend.step(tokens[:, start : start + PREFILL_CHUNK], zero + start, zero, first, sparse=False)
+        if progress is not None:
+            progress(min(start + PREFILL_CHUNK, length), length)
     return Timed(backend, batch, length)
 
 
@@ -135,7 +145,7 @@ def measured(timed: dict[str, Timed], repeats: int) -> dict[str, list[float]]:
         for side in sorted(timed, reverse=turn % 2 == 1):
             for _ in range(WARM_UP):
                 timed[side].step()
-            samples[side] += [round(timed[side].step(), 4) for _ in range(BLOCK)]
+            samples[side] += [round(1e3 * timed[side].step(), 4) for _ in range(BLOCK)]
     return samples
 
 

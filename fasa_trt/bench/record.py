@@ -32,14 +32,21 @@ def new_record(benchmark: str, commit: str | None = None) -> dict[str, Any]:
         "benchmark": benchmark,
         "run_id": uuid.uuid4().hex,
         "commit": commit or "unknown",
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_versions()},
+        **machine_facts(),
+    }
+    return {**facts, **gpu_facts()} if torch.cuda.is_available() else facts
+
+
+def machine_facts() -> dict[str, Any]:
+    """Time, processor, and other load on it."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
         "cpu_count": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
-    return {**facts, **gpu_facts()} if torch.cuda.is_available() else facts
 
 
 def require_gpu() -> None:

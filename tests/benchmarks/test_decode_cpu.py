@@ -12,7 +12,8 @@ import pytest
 import typer
 
 from benchmarks.decode_cpu import conclude, decode_cpu
-from benchmarks.pair import dense_and_fasa, filled
+from benchmarks.pair import dense_and_fasa
+from fasa_trt.bench.cpu import filled
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.export.config import BuildConfig
@@ -65,7 +66,7 @@ def test_the_baseline_knows_nothing_of_fasa(tmp_path: Path) -> None:
     assert not any("label" in str(name) for name in names[0])
     nodes = {node.op_type for node in ir.load(dense.model_file).graph.all_nodes()}
     assert "TopK" not in nodes
-    timed = filled(dense, 100, seed=0, threads=1)
+    timed = filled(dense, 100, 1, seed=0, threads=1)
     assert timed.step() > 0 and timed.backend.capacity == 128
 
 
