@@ -1,4 +1,4 @@
-"""Correctness of the CUDA kernels on this GPU: the test suite, and part of it under compute-sanitizer.
+"""Correctness of the CUDA kernels on this GPU: the tests that need one, and part of them under compute-sanitizer.
 
 python -m benchmarks.kernels_check --output benchmarks/results/h200/kernels-check.json
 """
@@ -32,6 +32,8 @@ SMALL = (
     ("test_ragged_batch", "dtype0"),  # decode: every label kind and reduction, and rows within the budget
     ("test_heads_of_prefixes", "dtype1", "2-9"),  # float16, and two columns of query heads
     ("test_heads[", "sum-3-3-96"),  # head_dim 96
+    ("test_every_format", "sampled", "int8-24-12-9"),  # two columns of query heads, and two rows of blocks
+    ("test_every_format", "sampled", "int4-16-8-4"),  # two KV heads in a tile
     ("test_more_heads_than_a_warp_has_lanes", "5-7"),
     ("test_cluster", "30000-256-sum-int4"),
     ("test_budget", "sum-5000-4096"),  # the longest lists
@@ -60,9 +62,9 @@ def selection(tool: str) -> str:
 
 
 def run_tests(directory: Path) -> dict[str, Any]:
-    """Counts of the whole suite, in all and by file, and what failed."""
+    """Counts of all tests that need a GPU, in all and by file, and what failed."""
     report = directory / "tests.xml"
-    subprocess.run([sys.executable, "-m", "pytest", "-q", TESTS, f"--junitxml={report}"], cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", TESTS, f"--junitxml={report}"], cwd=ROOT)
     if not report.is_file():
         raise FasaError("pytest did not get as far as a report", hint=f"python -m pytest {TESTS} says why")
     return counts(report)

@@ -6,12 +6,13 @@ focused attention computation (FAC). Written for one KV head and one decode step
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.spec import SAMPLE_EVERY, SAMPLE_RUN, SparseSpec
 
 Array = NDArray[Any]
 
@@ -19,6 +20,13 @@ Array = NDArray[Any]
 def softmax(x: Array) -> Array:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+def sampled(length: int) -> Array:
+    """The sample of `sampled_softmax`, bool [length]: of the runs of SAMPLE_RUN tokens, every SAMPLE_EVERY-th from the
+    first on, which holds the sinks, and the last two, of which the very last may be shorter."""
+    run = np.arange(length) // SAMPLE_RUN
+    return (run % SAMPLE_EVERY == 0) | (run >= (length - 1) // SAMPLE_RUN - 1)
 
 
 def importance(q: Array, k: Array, dims: Array, scale: float, reduction: str) -> Array:
@@ -31,6 +39,11 @@ def importance(q: Array, k: Array, dims: Array, scale: float, reduction: str) ->
             return softmax(s).mean(axis=0, keepdims=True)
         case "max_softmax":
             return softmax(s).max(axis=0, keepdims=True)
+        case "sampled_softmax":  # in logs: a token outside the sample may exceed it by far
+            counted = sampled(s.shape[1]) & np.isfinite(s)
+            normaliser = np.logaddexp.reduce(s, axis=1, keepdims=True, where=counted, initial=-np.inf)
+            with np.errstate(invalid="ignore"):  # NaN keys have NaN scores
+                return np.logaddexp.reduce(s - normaliser, axis=0, keepdims=True) - math.log(len(s))
         case "per_head":
             return s
     raise ValueError(reduction)

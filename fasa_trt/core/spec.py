@@ -8,10 +8,13 @@ from typing import Any, Literal, get_args
 
 from fasa_trt.core.errors import FasaError
 
-Reduction = Literal["sum", "mean_softmax", "max_softmax", "per_head"]
+Reduction = Literal["sum", "mean_softmax", "max_softmax", "sampled_softmax", "per_head"]
 Rule = Literal["spread", "agreement", "greedy"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 RULES: tuple[str, ...] = get_args(Rule)
+
+# `sampled_softmax` estimates normalisers from runs of SAMPLE_RUN tokens, one run in SAMPLE_EVERY.
+SAMPLE_RUN, SAMPLE_EVERY = 16, 32
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,10 @@ class SparseSpec:
 
     budget: tokens attended per KV head and step (N_fac), forced ones included.
     n_tip: dominant frequency chunks scored per KV head; None takes 3/8 of them (24 for head_dim 128).
-    reduction: how the query heads of a group share one token set; `per_head` gives each its own, as in the paper.
+    reduction: how the query heads of a group share one token set: a token's score is the sum of the heads' scores
+        (`sum`), the mean or maximum of their softmaxes over all tokens (`mean_softmax`, `max_softmax`), or that mean
+        with normalisers estimated from a sample of the tokens (`sampled_softmax`), which needs no pass over all of
+        them first. `per_head` gives each head a token set of its own, as in the paper.
     rule: how calibration ranks frequency chunks.
     sink, recent: tokens at the start and at the end of the context that are always attended.
     dense_layers: layers that attend to everything.

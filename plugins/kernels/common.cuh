@@ -68,16 +68,12 @@ __device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int toke
 }
 
 // The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a
-// token beyond the end, plus infinity marks one that is always taken; real scores stay inside +-65504, NaN
-// counts as the lowest. Tokens that tie at 16 bits are told apart by their float32 score.
+// token beyond the end, plus infinity marks one that is always taken; real scores stay inside +-kScoreLimit,
+// NaN counts as the lowest. Tokens that tie at 16 bits are told apart by their float32 score.
 constexpr uint32_t kHidden = 0xfc00;
 constexpr uint32_t kForced = 0x7c00;
-constexpr uint32_t kLowest = 0xfbff;  // -65504
-
-__device__ inline uint32_t score_key(float score) {
-    const float clamped = fminf(fmaxf(score, -65504.f), 65504.f);  // of NaN: -65504
-    return __half_as_ushort(__float2half_rn(clamped + 0.f));       // + 0: one zero only
-}
+constexpr uint32_t kLowest = 0xfbff;  // -kScoreLimit
+constexpr float kScoreLimit = 65504.f;
 
 // The order of float16 as integers, and back.
 __device__ inline uint32_t key_rank(uint32_t key) {
@@ -89,6 +85,12 @@ __device__ inline uint32_t rank_key(uint32_t rank) {
 
 __device__ inline __half2 as_half2(uint32_t word) {
     return *reinterpret_cast<const __half2*>(&word);
+}
+
+// The keys of two scores inside their ranges.
+__device__ inline uint32_t key_pair(float first, float second) {
+    const __half2 keys = __hadd2(__floats2half2_rn(first, second), __half2{});  // + 0: one zero only
+    return *reinterpret_cast<const uint32_t*>(&keys);
 }
 
 // The larger keys of two pairs.
@@ -120,8 +122,9 @@ struct Scores {
     int octets;      // per row, a multiple of 8
     float* queries;  // [seqs, slots, kLabelDims]: as the score pass multiplied them (codes, where quantised)
     float* factors;  // [seqs, slots]: on the products with those
-    float* normaliser;  // [seqs, query heads]: log2 of the sum of exponentials; softmax reductions only
-    float2* partials;   // [seqs, blocks of threads, query heads]: maximum and sum, from which it is made
+    float* normaliser;  // [seqs, query heads]: log2 of the mean power of two; softmax reductions only
+    float* partials;    // [seqs, parts, query heads]: log2 of the sum over what one block of threads saw
+    int parts;
 };
 
 constexpr int kLabelDims = 128;  // at most

@@ -58,7 +58,8 @@ struct Workspace {
         take(scores.queries, slots * kLabelDims);
         take(scores.factors, slots);
         take(scores.normaliser, slots);
-        take(scores.partials, by_softmax(p.reduction) ? slots * score_blocks(p) : 0);
+        scores.parts = by_softmax(p.reduction) ? normalise_blocks(p) : 0;
+        take(scores.partials, slots * scores.parts);
         dense = static_cast<char*>(base) + bytes;
         bytes += dense_workspace(p);
     }

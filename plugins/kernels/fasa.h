@@ -43,12 +43,14 @@ typedef enum {
 
 /* How the query heads of a group share a token set. SUM: by the sum of their scores. PER_HEAD: not at all.
  * MEAN_SOFTMAX, MAX_SOFTMAX: by the mean or maximum of their softmaxed scores; one more pass over the labels
- * finds each head's normaliser. */
+ * finds each head's normaliser. SAMPLED_SOFTMAX: by the mean, with normalisers estimated from every 32nd run
+ * of 16 tokens and the last two, so that the other pass is short. */
 typedef enum {
     FASA_REDUCE_SUM = 0,
     FASA_REDUCE_PER_HEAD = 1,
     FASA_REDUCE_MEAN_SOFTMAX = 2,
-    FASA_REDUCE_MAX_SOFTMAX = 3
+    FASA_REDUCE_MAX_SOFTMAX = 3,
+    FASA_REDUCE_SAMPLED_SOFTMAX = 4
 } fasa_reduction;
 
 /* One layer's view of a paged KV pool, laid out as TensorRT-LLM 1.2 does: a block holds

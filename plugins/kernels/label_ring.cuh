@@ -36,16 +36,15 @@ struct LabelRing {
     int source[kParts];      // the lane that knows that octet's address
     const char* from[kParts];
 
-    // The warp covers `teams` octets at a time with `heads` KV heads each, from `first_head` on; lane
-    // `source_lanes` * t knows the address of octet t.
-    __device__ LabelRing(char* memory, const fasa_labels& labels, int teams, int heads, int first_head,
-                         int source_lanes)
+    // The warp covers `teams` octets at a time with `heads` KV heads each; lane `heads` * t knows the address
+    // of octet t.
+    __device__ LabelRing(char* memory, const fasa_labels& labels, int teams, int heads)
         : memory(memory), rows(teams * heads) {
 #pragma unroll
         for (int r = 0; r < kParts; ++r) {
             const int piece = r * kWarp + threadIdx.x % kWarp, row = min(piece / kParts, rows - 1);
-            source[r] = row / heads * source_lanes;
-            offset[r] = (first_head + row % heads) * labels.label_head_stride + piece % kParts * kPiece;
+            source[r] = row / heads * heads;
+            offset[r] = row % heads * labels.label_head_stride + piece % kParts * kPiece;
         }
     }
 

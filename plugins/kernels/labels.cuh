@@ -111,6 +111,27 @@ struct LabelFormat {
     }
 };
 
+// Calls `launch` with n_tip as a constant.
+template <typename Launch>
+fasa_status with_n_tip(int n_tip, Launch launch) {
+    switch (n_tip) {
+        case 8:
+            return launch(std::integral_constant<int, 8>());
+        case 16:
+            return launch(std::integral_constant<int, 16>());
+        case 24:
+            return launch(std::integral_constant<int, 24>());
+        case 32:
+            return launch(std::integral_constant<int, 32>());
+        case 48:
+            return launch(std::integral_constant<int, 48>());
+        case 64:
+            return launch(std::integral_constant<int, 64>());
+        default:
+            return FASA_UNSUPPORTED;
+    }
+}
+
 // Reads of what is used once. Volatile, so that the compiler leaves all of a batch in flight before the first
 // use.
 __device__ inline uint4 load_16(const void* source) {
@@ -139,17 +160,26 @@ struct LabelAddress {
     char* scale;
 };
 
-__device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq,
-                                             int token, int kv_head) {
-    const int shift = __ffs(pool.tokens_per_block) - 1;
-    const int32_t offset = block_offset(pool, seq, 0, token >> shift);
-    const int64_t block = (offset & 0x7fffffff) / labels.offset_divisor;
+// The offset of a token's block of keys.
+__device__ inline int32_t label_offset(const fasa_pool& pool, int seq, int token) {
+    return block_offset(pool, seq, 0, token >> (__ffs(pool.tokens_per_block) - 1));
+}
+
+// The address for who has looked up that offset.
+__device__ inline LabelAddress label_address_at(const fasa_pool& pool, const fasa_labels& labels,
+                                                int32_t offset, int token, int kv_head) {
+    const int64_t block = (offset & 0x7fffffffu) / static_cast<uint32_t>(labels.offset_divisor);
     const int64_t pool_distance = offset < 0 ? labels.secondary_distance : 0;
     const int slot = token & (pool.tokens_per_block - 1);
     return {static_cast<char*>(labels.labels) + pool_distance + block * labels.label_block_stride +
                 slot * labels.label_token_stride + kv_head * labels.label_head_stride,
             static_cast<char*>(labels.scales) + pool_distance + block * labels.scale_block_stride +
                 slot * labels.scale_token_stride + kv_head * labels.scale_head_stride};
+}
+
+__device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq,
+                                             int token, int kv_head) {
+    return label_address_at(pool, labels, label_offset(pool, seq, token), token, kv_head);
 }
 
 }  // namespace fasa

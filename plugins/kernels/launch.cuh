@@ -11,11 +11,14 @@ inline int token_sets(const fasa_decode_params& p) {
 
 int multiprocessors();  // of the current device
 
-// Blocks of threads of the score pass, a sequence (and KV head, for PREFIX).
+// Blocks of threads of the score pass, a sequence (and KV head, for PREFIX), and of the pass before it that
+// finds the normalisers of the softmax reductions.
 int score_blocks(const fasa_decode_params& p);
+int normalise_blocks(const fasa_decode_params& p);
 
-// The score pass.
+// The score pass, and what it calls for a label cache with reductions other than SUM.
 fasa_status launch_score(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);
+fasa_status launch_score_heads(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);
 
 // Selection and attention, one block of threads for each (sequence, token set).
 template <int HEAD_DIM>
@@ -41,6 +44,15 @@ fasa_status launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
     config.attrs = &overlap;
     config.numAttrs = major >= 9 ? 1 : 0;
     return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess ? FASA_OK : FASA_LAUNCH_FAILED;
+}
+
+// The same for a kernel that may need more dynamic shared memory than it gets unasked.
+template <typename... Parameters, typename... Arguments>
+fasa_status launch_with_shared(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                               cudaStream_t stream, Arguments... arguments) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))
+               ? FASA_LAUNCH_FAILED
+               : launch_overlapped(kernel, grid, threads, shared, stream, arguments...);
 }
 
 __device__ inline void wait_for_previous() {

@@ -6,8 +6,12 @@
 
 namespace fasa {
 
+constexpr int kScoreThreads = 256;
+constexpr int kScoreWarps = kScoreThreads / kWarp;
+
 __host__ __device__ inline bool by_softmax(fasa_reduction reduction) {
-    return reduction == FASA_REDUCE_MEAN_SOFTMAX || reduction == FASA_REDUCE_MAX_SOFTMAX;
+    return reduction == FASA_REDUCE_MEAN_SOFTMAX || reduction == FASA_REDUCE_MAX_SOFTMAX ||
+           reduction == FASA_REDUCE_SAMPLED_SOFTMAX;
 }
 
 // The factor on logits: softmax reductions work with powers of two.
@@ -44,6 +48,13 @@ __device__ inline float quantise_query(float* query, int n) {
     return scale;
 }
 
+// 2^x; zero where that is not a normal number.
+__device__ inline float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Several heads' softmaxed logits as one score, in powers of two: log2 of their sum, or their maximum. NaN
 // logits count for nothing.
 struct SoftmaxScore {
@@ -52,73 +63,99 @@ struct SoftmaxScore {
     __device__ explicit SoftmaxScore(float sum = 0.f, float peak = -INFINITY) : sum(sum), peak(peak) {}
 
     __device__ void add(float logit, float normaliser) {
-        const float power = logit - normaliser;
-        peak = fmaxf(peak, power);  // of NaN: the other
-        sum += power == power ? exp2f(power) : 0.f;
+        const float power = fmaxf(logit - normaliser, -INFINITY);  // of NaN: the other
+        peak = fmaxf(peak, power);
+        sum += power_of_two(power);
     }
     __device__ float value(fasa_reduction reduction) const {
-        // Sums that (nearly) vanish are told apart by their largest part.
-        return reduction == FASA_REDUCE_MEAN_SOFTMAX && sum > 1e-30f ? log2f(sum) : peak;
+        // Sums that (nearly) vanish, or overflow, are told apart by their largest part.
+        return reduction != FASA_REDUCE_MAX_SOFTMAX && sum > 1e-30f && sum < 1e38f ? __log2f(sum) : peak;
     }
 };
 
-// The maximum and the sum of exponentials of logits seen so far; NaN and infinity do no harm.
+// The sum of powers of two of the logits seen so far, relative to one of them; NaN counts for nothing,
+// infinity as kLargest.
 struct Normaliser {
-    float peak = -INFINITY, sum = 0.f;
+    static constexpr float kLargest = 1e30f;
+    static constexpr float kSlack = 16.f;  // a larger logit becomes the base only where sums might get large
+
+    float base = -kLargest, sum = 0.f;
 
     template <int N>
     __device__ void add(const float (&logit)[N]) {
-        float top = peak;
+        float x[N], top = -INFINITY;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            top = fmaxf(top, fminf(logit[i], 1e30f));  // of NaN: the other
+            x[i] = fminf(fmaxf(logit[i], -INFINITY), kLargest);  // of NaN: the other
+            top = fmaxf(top, x[i]);
         }
-        if (top == -INFINITY) {
-            return;
+        if (top > base + kSlack) {
+            sum *= power_of_two(base - top);
+            base = top;
         }
-        sum *= exp2f(peak - top);
-        peak = top;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            const float x = exp2f(fminf(logit[i], 1e30f) - top);  // of NaN: 1e30
-            sum += logit[i] == logit[i] ? x : 0.f;
+            sum += power_of_two(x[i] - base);
         }
     }
-    __device__ void merge(float2 other) {
-        const float top = fmaxf(peak, other.x);
-        if (top > -INFINITY) {
-            sum = sum * exp2f(peak - top) + other.y * exp2f(other.x - top);
-            peak = top;
-        }
-    }
+    // Adds what the lanes saw that differ in the bits first_step to last_step.
     __device__ void merge_lanes(int first_step, int last_step) {
         for (int step = first_step; step <= last_step; step *= 2) {
-            merge({__shfl_xor_sync(0xffffffff, peak, step), __shfl_xor_sync(0xffffffff, sum, step)});
+            const float other = __shfl_xor_sync(0xffffffff, base, step), top = fmaxf(base, other);
+            sum = sum * power_of_two(base - top) +
+                  __shfl_xor_sync(0xffffffff, sum, step) * power_of_two(other - top);
+            base = top;
         }
     }
+    __device__ float log2_sum() const { return base + log2f(fmaxf(sum, 1e-37f)); }
 };
 
-// log2 of the sum of exponentials of one head over a sequence, from the parts that the blocks of the first
-// pass left; one warp, in a fixed order.
-__device__ inline float whole_normaliser(const Scores& scores, int seq, int blocks, int heads, int head) {
-    Normaliser all;
-    for (int b = threadIdx.x % kWarp; b < blocks; b += kWarp) {
-        all.merge(scores.partials[(static_cast<int64_t>(seq) * blocks + b) * heads + head]);
+// log2 of the mean power of two, over the `tokens` tokens that the first pass saw of a sequence, of `heads`
+// heads from `first` on, from what its blocks left. Of the mean, not the sum: an average token then has a
+// score of 0, where 16 bits tell scores apart best. By all kScoreThreads threads, in a fixed order; a barrier
+// behind.
+__device__ inline void whole_normalisers(float* out, const fasa_decode_params& p, const Scores& scores,
+                                         int seq, int tokens, int first, int heads) {
+    constexpr int kAtOnce = 8;
+    __shared__ float part[kScoreThreads];
+    const int blocks = scores.parts, rows = min(kWarp, kScoreThreads / heads), row = threadIdx.x / heads;
+    if (row < rows) {
+        const float* from = scores.partials + static_cast<int64_t>(seq) * blocks * p.num_q_heads + first +
+                            threadIdx.x % heads;
+        Normaliser all;
+        for (int b = row; b < blocks; b += kAtOnce * rows) {
+            float sums[kAtOnce];
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+                sums[i] = b + i * rows < blocks ? from[(b + i * rows) * p.num_q_heads] : -INFINITY;
+            }
+            all.add(sums);
+        }
+        part[threadIdx.x] = all.log2_sum();
     }
-    all.merge_lanes(1, kWarp / 2);
-    return all.peak + log2f(fmaxf(all.sum, 1e-37f));
+    __syncthreads();
+    if (threadIdx.x < heads) {
+        Normaliser all;
+        for (int r = 0; r < rows; ++r) {
+            all.add({part[r * heads + threadIdx.x]});
+        }
+        out[threadIdx.x] = all.log2_sum() - log2f(static_cast<float>(tokens));
+    }
+    __syncthreads();
 }
 
-// The key of one token of a row.
-__device__ inline uint32_t token_key(const fasa_decode_params& p, int token, int length, float score) {
-    if (token >= length) {
-        return kHidden;
-    }
-    return is_forced(token, length, p.sink, p.recent) ? kForced : score_key(score);
-}
+// What the score of one token of a row is clamped to: a single value where the token is hidden or forced.
+struct ScoreRange {
+    float low = -kScoreLimit, high = kScoreLimit;
 
-__device__ inline uint32_t larger_key(uint32_t a, uint32_t b) {
-    return __hgt(__ushort_as_half(a), __ushort_as_half(b)) ? a : b;
-}
+    __device__ ScoreRange(const fasa_decode_params& p, int token, int length) {
+        if (token >= length) {
+            low = high = -INFINITY;
+        } else if (is_forced(token, length, p.sink, p.recent)) {
+            low = high = INFINITY;
+        }
+    }
+    __device__ float clamp(float score) const { return fminf(fmaxf(score, low), high); }  // of NaN: low
+};
 
 }  // namespace fasa

@@ -34,7 +34,7 @@ constexpr IntField kInts[] = {
     {"budget", &LayerConfig::budget, 0, kMost, true},
     {"sink", &LayerConfig::sink, 0, kMost, true},
     {"recent", &LayerConfig::recent, 0, kMost, true},
-    {"reduction", &LayerConfig::reduction, FASA_REDUCE_SUM, FASA_REDUCE_MAX_SOFTMAX, false},
+    {"reduction", &LayerConfig::reduction, FASA_REDUCE_SUM, FASA_REDUCE_SAMPLED_SOFTMAX, false},
     {"window", &LayerConfig::window, 0, kMost, false},
     {"dense_below", &LayerConfig::dense_below, FASA_DENSE_AUTO, kMost, false},
     {"has_qk_norm", &LayerConfig::has_qk_norm, 0, 1, false},

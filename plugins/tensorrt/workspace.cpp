@@ -50,16 +50,16 @@ int64_t dense_decode(const LayerConfig& c) {
     return most * c.num_q_heads * each;
 }
 
-// What selection needs beside dense attention. The softmax reductions leave a maximum and a sum of 4 bytes
-// each for every (sequence, query head, block of threads); blocks for all sequences, or of prefix labels for
-// all (sequence, KV head), fill at most eight waves, of two blocks a multiprocessor, or there is one for
+// What selection needs beside dense attention. The softmax reductions leave a sum of 4 bytes for every
+// (sequence, query head, block of threads); blocks for all sequences, or of prefix labels for
+// all (sequence, KV head), fill at most eight waves, of three blocks a multiprocessor, or there is one for
 // each.
 int64_t selection(const LayerConfig& c) {
     const fasa_decode_params p = largest(c, c.max_batch_size, c.max_seq_len);
     int64_t bytes = int64_t(fasa_decode_workspace(&p)) - int64_t(fasa_dense_decode_workspace(&p));
-    if (c.reduction == FASA_REDUCE_MEAN_SOFTMAX || c.reduction == FASA_REDUCE_MAX_SOFTMAX) {
-        const int64_t waves = 8 * 2 * kMostMultiprocessors / (has_label_head(c) ? 1 : c.num_kv_heads);
-        bytes += std::max<int64_t>(c.max_batch_size, waves) * c.num_q_heads * 8 + 256;
+    if (c.reduction != FASA_REDUCE_SUM && c.reduction != FASA_REDUCE_PER_HEAD) {
+        const int64_t waves = 8 * 3 * kMostMultiprocessors / (has_label_head(c) ? 1 : c.num_kv_heads);
+        bytes += std::max<int64_t>(c.max_batch_size, waves) * c.num_q_heads * 4 + 256;
     }
     return bytes;
 }

@@ -24,7 +24,7 @@ from fasa_trt.plugins.library import load
 from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, PrefillParams, declare
 
 LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2, "fp8": 3}
-REDUCTIONS = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3}
+REDUCTIONS = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3, "sampled_softmax": 4}
 DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 
 

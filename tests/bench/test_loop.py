@@ -208,7 +208,6 @@ def absent(paged: Any) -> list[dense.Attend]:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnGpu:
     @pytest.fixture(autouse=True)
     def on_the_gpu(self, on_the_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,6 @@ from fasa_trt.calibrate.result import Calibration
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from tests.calibrate.definition import NEEDS_GPU
 from tests.models import BASE, VARIANTS, make_model
 
 SMALL: dict[str, Any] = {"samples": 2, "length": 256, "queries": 4, "device": "cpu"}
@@ -130,7 +129,7 @@ def test_every_architecture(variant: str, tmp_path: Path, tiny_dir: Path) -> Non
 
 @pytest.mark.parametrize(
     ("device", "dtype"),
-    [("cpu", "bfloat16"), *(pytest.param("cuda", dtype, marks=NEEDS_GPU) for dtype in ("float32", "auto"))],
+    [("cpu", "bfloat16"), *(pytest.param("cuda", dtype, marks=pytest.mark.gpu) for dtype in ("float32", "auto"))],
 )
 def test_devices_and_dtypes_agree(tiny: Calibration, tiny_dir: Path, device: str, dtype: str) -> None:
     result = run(tiny_dir, **TINY, device=device, dtype=dtype)

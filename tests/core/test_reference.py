@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fasa_trt.core.reference import attend, decode, importance, select, softmax
+from fasa_trt.core.reference import attend, decode, importance, sampled, select, softmax
 from fasa_trt.core.spec import REDUCTIONS, SparseSpec
 
 Array = NDArray[Any]
@@ -31,9 +31,19 @@ def brute_scores(q: Array, k: Array, dims: list[int], reduction: str) -> list[li
         return raw
     if reduction == "sum":
         return [[sum(column) for column in zip(*raw, strict=True)]]
+    if reduction == "sampled_softmax":
+        sums = [sum(math.exp(row[token]) for token in brute_sample(len(k))) for row in raw]
+        shares = [[math.exp(s) / total for s in row] for row, total in zip(raw, sums, strict=True)]
+        return [[math.log(sum(column) / len(column)) for column in zip(*shares, strict=True)]]
     shares = [[math.exp(s) / sum(math.exp(t) for t in row) for s in row] for row in raw]
     combine = max if reduction == "max_softmax" else lambda column: sum(column) / len(column)
     return [[combine(column) for column in zip(*shares, strict=True)]]
+
+
+def brute_sample(length: int) -> list[int]:
+    """Run after run."""
+    runs = [list(range(start, min(start + 16, length))) for start in range(0, length, 16)]
+    return [token for r, run in enumerate(runs) if r % 32 == 0 or r >= len(runs) - 2 for token in run]
 
 
 def brute_select(scores: list[float], budget: int, sink: int, recent: int) -> list[int]:
@@ -69,8 +79,9 @@ def brute_attend(q: Array, k: Array, v: Array, softcap: float | None = None) -> 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("group", [1, 3])
-def test_importance(reduction: str, group: int) -> None:
-    q, k, _ = random_case(20, group, seed=1)
+@pytest.mark.parametrize("length", [20, 70])
+def test_importance(reduction: str, group: int, length: int) -> None:
+    q, k, _ = random_case(length, group, seed=1)
     dims = [5, 1, 6, 2]
     got = importance(q, k, np.array(dims), SCALE, reduction)
     np.testing.assert_allclose(got, brute_scores(q, k, dims, reduction), rtol=1e-12)
@@ -84,6 +95,61 @@ def test_importance_reads_the_dominant_dims_alone(reduction: str) -> None:
     others = np.setdiff1d(np.arange(D), dims)
     q[:, others], k[:, others] = np.nan, np.inf
     np.testing.assert_array_equal(importance(q, k, dims, SCALE, reduction), before)
+
+
+@pytest.mark.parametrize(
+    ("length", "runs"),
+    [
+        (1, [(0, 1)]),
+        (15, [(0, 15)]),
+        (16, [(0, 16)]),
+        (17, [(0, 17)]),
+        (32, [(0, 32)]),
+        (33, [(0, 33)]),  # runs 0, 1 and 2: the last two and the first
+        (48, [(0, 48)]),
+        (49, [(0, 16), (32, 49)]),  # run 1 is none of them
+        (511, [(0, 16), (480, 511)]),
+        (512, [(0, 16), (480, 512)]),
+        (513, [(0, 16), (496, 513)]),  # run 32 begins: a regular one, and the last
+        (544, [(0, 16), (512, 544)]),
+        (545, [(0, 16), (512, 545)]),
+        (561, [(0, 16), (512, 528), (544, 561)]),
+        (1100, [(0, 16), (512, 528), (1024, 1040), (1072, 1100)]),
+    ],
+)
+def test_sampled(length: int, runs: list[tuple[int, int]]) -> None:
+    wanted = [token for start, end in runs for token in range(start, end)]
+    got = sampled(length)
+    assert got.dtype == np.bool_ and got.shape == (length,)
+    assert np.flatnonzero(got).tolist() == wanted == brute_sample(length)
+
+
+def test_a_whole_sample_is_the_mean_softmax() -> None:
+    q, k, _ = random_case(48, 3, seed=6)
+    got = importance(q, k, np.arange(4), SCALE, "sampled_softmax")
+    np.testing.assert_allclose(np.exp(got), importance(q, k, np.arange(4), SCALE, "mean_softmax"), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_peaks_outside_the_sample_do_not_overflow(dtype: type) -> None:
+    q, k, _ = random_case(200, 2, seed=8, dtype=dtype)
+    k[40], k[41] = 1000 * q[0], 2000 * q[0]
+    got = importance(q, k, np.arange(D), SCALE, "sampled_softmax")
+    assert got.dtype == dtype and np.isfinite(got).all()
+    assert np.argsort(-got[0])[:2].tolist() == [41, 40]
+
+
+def test_a_nan_key_in_the_sample_harms_itself_alone() -> None:
+    q, k, _ = random_case(100, 3, seed=4)
+    dims = np.arange(4)
+    weights = np.exp(SCALE * q[:, dims] @ k[:, dims].T)
+    counted = np.setdiff1d(brute_sample(100), [5])
+    k[5, 0] = np.nan
+    got = importance(q, k, dims, SCALE, "sampled_softmax")[0]
+    shares = weights / weights[:, counted].sum(axis=1, keepdims=True)
+    others = np.setdiff1d(np.arange(100), [5])
+    np.testing.assert_allclose(got[others], np.log(shares.mean(axis=0))[others], rtol=1e-10)
+    assert np.isnan(got[5]) and 5 not in select(got[None], 99, 0, 1)
 
 
 def test_unknown_reduction() -> None:

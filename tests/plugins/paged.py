@@ -132,7 +132,8 @@ class Case:
 
     def _margins(self, scores: Array, chosen: Array) -> Array:
         by_softmax = self.spec.reduction.endswith("softmax")
-        scores = np.log(scores) if by_softmax else scores
+        if self.spec.reduction in ("mean_softmax", "max_softmax"):  # sampled_softmax comes in logs
+            scores = np.log(scores)
         taken = np.zeros(scores.shape, dtype=bool)
         np.put_along_axis(taken, chosen, True, axis=1)
         most = np.where(taken, -np.inf, scores).max(axis=1)

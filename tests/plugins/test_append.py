@@ -12,7 +12,7 @@ from fasa_trt.core.rope import Rotary, chunk_pairs
 from tests.plugins.checks import DTYPES
 from tests.plugins.paged import make_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 KINDS = ["int4", "int8", "fp8"]
 
 

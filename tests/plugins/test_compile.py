@@ -19,7 +19,6 @@ from fasa_trt.plugins.torch import dense, ops  # noqa: F401  (dense registers op
 from tests.plugins.paged import make_case
 
 SEQS, HEADS, KV_HEADS, HEAD_DIM, TOKENS, BLOCKS = 3, 8, 2, 64, 16, 9
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 # Inductor compiles C, which calls Python, around its Triton kernels.
 can_generate = (
     importlib.util.find_spec("triton") is not None
@@ -105,13 +104,13 @@ def test_schemas_without_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert idle.called[-1] == f"fasa_{name}"
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.fasa, name).default, (), arguments("cuda")[name])
 
 
-@needs_gpu
+@pytest.mark.gpu
 @backends
 @pytest.mark.parametrize("kind", ["int4", "fp8", "prefix"])
 def test_compiled_decode(kind: str, backend: str) -> None:
@@ -126,7 +125,7 @@ def test_compiled_decode(kind: str, backend: str) -> None:
     assert torch.equal(torch.compile(step, fullgraph=True, backend=backend)(case.q), step(case.q))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @backends
 def test_compiled_step(backend: str) -> None:
     """One that writes the cache and reads it again."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.plugins.checks import DTYPES, GROUPS, HEAD_DIMS, KINDS, REDUCTIONS, check
 from tests.plugins.paged import make_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from fasa_trt.core.errors import FasaError
 from tests.plugins.checks import KINDS, REDUCTIONS, check, dense, row_of
 from tests.plugins.paged import Case, make_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 HUGE = 1 << 30
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.plugins.checks import KINDS, REDUCTIONS, check, poison
 from tests.plugins.paged import Case, make_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("length", [131072, 140001, 600000])

@@ -11,7 +11,7 @@ from fasa_trt.core.errors import FasaError
 from tests.plugins.checks import DTYPES, GROUPS, HEAD_DIMS, check_dense, dense
 from tests.plugins.paged import make_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

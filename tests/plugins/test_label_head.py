@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +19,6 @@ from tests.plugins.paged import Case, make_case
 # kind, n_tip, head_dim, KV heads; the first and the last fill a row
 FORMATS = [("int4", 32, 128, 8), ("int4", 8, 64, 3), ("int8", 24, 96, 2), ("fp8", 32, 128, 3), ("int8", 64, 256, 4)]
 LENGTHS = [700, 100, 513, 64]  # two of them within the budget
-
-
-def on_gpu(test: Callable[..., None]) -> Any:
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")(test))
 
 
 def both(kind: str, n_tip: int, head_dim: int, kv_heads: int, **more: Any) -> tuple[Case, Case]:
@@ -73,7 +68,7 @@ def test_pools_that_are_not_whole_blocks_are_refused() -> None:
     assert ops._pool(whole[1:4], 2, offsets).heads_per_block == 4
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("kind", "n_tip", "head_dim", "kv_heads"), FORMATS)
 def test_append(kind: str, n_tip: int, head_dim: int, kv_heads: int, dtype: torch.dtype) -> None:
@@ -91,7 +86,7 @@ def test_append(kind: str, n_tip: int, head_dim: int, kv_heads: int, dtype: torc
     assert all(part.isnan().all() for part in untouched)
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(("kind", "n_tip", "head_dim", "kv_heads"), FORMATS)
 def test_decode(kind: str, n_tip: int, head_dim: int, kv_heads: int, reduction: str) -> None:
@@ -100,14 +95,14 @@ def test_decode(kind: str, n_tip: int, head_dim: int, kv_heads: int, reduction: 
     assert torch.equal(apart.run(), inside.run())
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [8, 128])
 def test_block_sizes(tokens: int) -> None:
     apart, inside = both("int4", 32, 128, 8, tokens=tokens)
     assert torch.equal(apart.run(), inside.run())
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("queries", [20, 300])  # the latter on the kernels of compute capability 9.0
@@ -142,7 +137,7 @@ def with_second_pool(monkeypatch: pytest.MonkeyPatch, first: Tensor, second: Ten
     monkeypatch.setattr(ops, "_labels", labels)
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "n_tip", "head_dim", "kv_heads"), FORMATS)
 def test_decode_from_two_pools(
     monkeypatch: pytest.MonkeyPatch, kind: str, n_tip: int, head_dim: int, kv_heads: int
@@ -163,7 +158,7 @@ def test_decode_from_two_pools(
     assert torch.equal(replace(case, offsets=offsets).run(), wanted)
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "n_tip", "head_dim", "kv_heads"), FORMATS)
 def test_append_to_the_second_pool(
     monkeypatch: pytest.MonkeyPatch, kind: str, n_tip: int, head_dim: int, kv_heads: int

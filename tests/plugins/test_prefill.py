@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.plugins.checks import DTYPES, GROUPS, HEAD_DIMS, attention, check_dense, close, dense
 from tests.plugins.paged import Case, make_case
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = pytest.mark.gpu
 
 
 def prefill(case: Case, q: Tensor, queries: list[int], window: int = 0) -> Tensor:

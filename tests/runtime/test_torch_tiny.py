@@ -45,7 +45,6 @@ def test_greedy_equals_the_engine(tiny_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 class TestOnGpu:
     """Teacher-forced steps in bfloat16: two rows of text, one of them padded, 160 tokens of prompt."""
 
