@@ -62,7 +62,7 @@ class BuildConfig:
     labels: str = "auto"
     budget: int = 256
     n_tip: int | None = None
-    reduction: str = "sum"
+    reduction: str = SparseSpec.reduction
     rule: str = "spread"
     sink: int = 4
     recent: int = 32

@@ -26,7 +26,8 @@ from fasa_trt.export.plugin_limits import LABEL_KINDS, LabelKind, check_kernels,
 from fasa_trt.plugins.plugin_library import CREATOR
 
 OP_TYPE, VERSION, DOMAIN = CREATOR
-REDUCTION_CODES = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3}  # as in plugins/kernels/fasa.h
+# As in plugins/kernels/fasa.h.
+REDUCTION_CODES = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3, "sampled_softmax": 4}
 DENSE_AUTO = -1
 NODE_BINDINGS = (
     "sequence_length",

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import EngineLimits
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.spec import SparseSpec, usual_n_tip
 from fasa_trt.export.plan import LayerPlan
 
 LabelKind = Literal["prefix", "int4", "int8", "fp8"]
@@ -54,8 +54,7 @@ def default_n_tip(labels: LabelKind, num_kv_heads: int, head_dim: int) -> int:
 
 
 def _wanted_n_tip(labels: LabelKind, head_dim: int) -> int:
-    chunks = head_dim // 2
-    return nearest_n_tip(chunks * 3 // 8 if labels == "prefix" else chunks // 2, head_dim)
+    return nearest_n_tip(usual_n_tip(head_dim, quantised=labels != "prefix"), head_dim)
 
 
 def pool_kv_heads(num_kv_heads: int, layers: Sequence[LayerPlan], labels: LabelKind) -> list[int]:

@@ -208,16 +208,36 @@ class StandardAttention:
         scored = ops.Slice(rows, ops.const([0]), ops.const([plan.label_dims]), ops.const([3]))
         if self.spec.reduction == "sum":  # the sum of the group's scores is the score of its summed query
             scored = ops.ReduceSum(scored, ops.const([2]), keepdims=1)
-        scores = ops.to_float32(ops.MatMul(scored, _transposed(ops, label)))
+            scores = ops.MatMul(scored, _transposed(ops, label))
+        else:  # the large factor on the left: onnxruntime would first copy a right one into another order
+            scores = _transposed(ops, ops.MatMul(label, _transposed(ops, scored)))
+        scores = ops.to_float32(scores)
         hidden = ops.const(-FAR, "float32")
         visible, free, forced = self.step.candidates
         if self.spec.reduction in ("mean_softmax", "max_softmax"):
             scores = ops.Softmax(ops.Where(visible, scores, hidden), axis=-1)
             combine = ops.ReduceMean if self.spec.reduction == "mean_softmax" else ops.ReduceMax
             scores = combine(scores, ops.const([2]), keepdims=1)
+        elif self.spec.reduction == "sampled_softmax":
+            powers = ops.Exp(ops.Sub(scores, self._sampled_normaliser(ops, scores)))
+            scores = ops.ReduceSum(powers, ops.const([2]), keepdims=1)
         comparable = ops.And(free, ops.Greater(scores, hidden))  # false for NaN, which ranks last
+        if self.spec.reduction == "sampled_softmax":
+            # Not in logs as in the reference: on a CPU, logarithms would take as long as the rest of this. Instead,
+            # tokens that exceed a normaliser by 68 or more tie, below the forced ones.
+            scores = ops.Min(scores, ops.const(FAR / 2, "float32"))
         scores = ops.Where(comparable, scores, forced)
         return ops.TopK(scores, ops.const([self.spec.budget]), axis=-1, sorted=0, outputs=2)[1]
+
+    def _sampled_normaliser(self, ops: Ops, scores: ir.Value) -> ir.Value:
+        """float32 [batch, kv_heads, group, 1]: log of the sum of exponentials of the sampled scores that are finite."""
+        slots, counts = self.step.sample
+        picked = ops.GatherElements(scores, ops.Expand(slots, ops.const([1, self.kv_heads, self.group, 1])), axis=3)
+        finite = ops.Less(ops.Abs(picked), ops.const(FAR, "float32"))
+        picked = ops.Where(ops.And(counts, finite), picked, ops.const(-FAR, "float32"))
+        peak = ops.ReduceMax(picked, ops.const([3]), keepdims=1)
+        total = ops.ReduceSum(ops.Exp(ops.Sub(picked, peak)), ops.const([3]), keepdims=1)
+        return ops.Add(peak, ops.Log(total))
 
     def _gather(self, ops: Ops, cache: ir.Value, chosen: ir.Value) -> ir.Value:
         """Rows of a cache tensor: [batch, kv_heads, (token sets,) budget, width]."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import onnx_ir as ir
 
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.spec import SAMPLE_EVERY, SAMPLE_RUN, SparseSpec
 from fasa_trt.export.graph import Ops
 from fasa_trt.export.plan import LayerPlan
 
@@ -73,12 +74,15 @@ class Step:
         return cos, sin
 
     @cached_property
+    def _capacity(self) -> ir.Value:
+        """int64 scalar."""
+        assert self.any_cache is not None
+        return self._ops.Squeeze(self._ops.Shape(self.any_cache, start=2, end=3))
+
+    @cached_property
     def _slot_numbers(self) -> ir.Value:
         """int64 [capacity]."""
-        assert self.any_cache is not None
-        ops = self._ops
-        capacity = ops.Squeeze(ops.Shape(self.any_cache, start=2, end=3))
-        return ops.Range(ops.const(0), capacity, ops.const(1))
+        return self._ops.Range(self._ops.const(0), self._capacity, self._ops.const(1))
 
     def mask(self, window: int | None) -> ir.Value:
         """float32 [batch, 1, 1, tokens, capacity], added to scores: 0 for slots that a new token sees, else -FAR."""
@@ -105,3 +109,21 @@ class Step:
         forced = ops.And(visible, ops.Or(is_sink, is_recent))
         score = ops.Where(forced, ops.const(FAR, "float32"), ops.const(-FAR, "float32"))
         return visible, ops.And(visible, ops.Not(forced)), score
+
+    @cached_property
+    def sample(self) -> tuple[ir.Value, ir.Value]:
+        """For a decode step, [batch, 1, 1, n]: slots of the tokens that `sampled` of core/reference.py takes, and
+        whether each counts. n depends on the capacity alone; what a row does not fill repeats its last slot."""
+        ops, period = self._ops, SAMPLE_RUN * SAMPLE_EVERY
+        run = ops.const(SAMPLE_RUN)
+        start, end = (ops.Unsqueeze(x, ops.const([1, 2, 3])) for x in (self.left_padding, self.cache_position))
+        last_run = ops.Div(ops.Sub(end, start), run)
+        last_two = ops.Add(start, ops.Mul(ops.Max(ops.Sub(last_run, ops.const(1)), ops.const(0)), run))
+        periods = ops.Div(ops.Add(self._capacity, ops.const(period - 1)), ops.const(period))
+        number = ops.Range(ops.const(0), ops.Mul(periods, run), ops.const(1))
+        regular = ops.Add(start, ops.Add(number, ops.Mul(ops.Div(number, run), ops.const(period - SAMPLE_RUN))))
+        beyond = ops.Add(end, ops.const(1))  # also for regular runs that are among the last two
+        regular = ops.Where(ops.Less(regular, last_two), regular, beyond)
+        slots = ops.Concat(regular, ops.Add(last_two, ops.const(np.arange(2 * SAMPLE_RUN))), axis=3)
+        counts = ops.LessOrEqual(slots, end)
+        return ops.Where(counts, slots, end), counts

@@ -176,11 +176,12 @@ def _on_gpu(
 
     import torch
 
-    from fasa_trt.bench.e2e import N_TIP, POINTS, check_points, run_e2e
+    from fasa_trt.bench.e2e import POINTS, check_points, run_e2e
     from fasa_trt.bench.record import new_record
     from fasa_trt.bench.shapes import config_of
     from fasa_trt.bench.weights import checkpoint_weights, random_weights
     from fasa_trt.core.checkpoint import open_checkpoint
+    from fasa_trt.core.spec import usual_n_tip
 
     chosen = POINTS if points is None else points
     check_points(chosen, spec)
@@ -191,7 +192,7 @@ def _on_gpu(
         checkpoint = open_checkpoint(model)
         weights = checkpoint_weights(checkpoint, device=device, dtype=dtype)
         source, shape = "the checkpoint's", checkpoint.path.name
-    spec = dataclasses.replace(spec, n_tip=min(N_TIP, weights.head_dim // 2))
+    spec = dataclasses.replace(spec, n_tip=usual_n_tip(weights.head_dim, quantised=True))
     return run_e2e({**record, "weights": source}, shape, weights, chosen, spec, repeats=repeats, write=write)
 
 

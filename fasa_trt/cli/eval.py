@@ -30,7 +30,7 @@ def evaluate(
         str,
         typer.Option(
             help="dense | fasa | oracle | quest | snapkv | streamingllm | triattention | random, with options like "
-            "fasa:n_tip=16:labels=prefix:reduction=mean_softmax. dense always runs."
+            "fasa:n_tip=16:labels=prefix:reduction=sampled_softmax. dense always runs."
         ),
     ] = "fasa,oracle,quest,snapkv,streamingllm",
     budgets: Annotated[

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fasa_trt.core.spec import SparseSpec
+
 SPARSITY, LIMITS, CALIBRATION = "Sparsity", "Engine", "Calibration"
 
 Model = Annotated[str, typer.Option("--model", "-m", help="Checkpoint directory or Hugging Face model ID.")]
@@ -96,9 +98,10 @@ Labels = Annotated[
 Reduction = Annotated[
     str | None,
     typer.Option(
-        help="How a group's query heads share a token set: sum | mean_softmax | max_softmax | per_head (the paper's).",
+        help="How a group's query heads share a token set: sum | mean_softmax | max_softmax | sampled_softmax "
+        "(mean_softmax with estimated normalisers) | per_head (the paper's).",
         rich_help_panel=SPARSITY,
-        show_default="sum",
+        show_default=SparseSpec.reduction,
     ),
 ]
 Rule = Annotated[

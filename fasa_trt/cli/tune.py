@@ -74,7 +74,14 @@ def tune(
     target: opt.Target = None,
     lowering: opt.Lowering = None,
     labels: opt.Labels = None,
-    reduction: opt.Reduction = None,
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            help="How a group's query heads share a token set, as in build.",
+            rich_help_panel=opt.SPARSITY,
+            show_default="the better of sum and sampled_softmax",
+        ),
+    ] = None,
     rule: opt.Rule = None,
     sink: opt.Sink = None,
     recent: opt.Recent = None,
@@ -93,7 +100,7 @@ def tune(
     json_output: opt.Json = False,
     trust_remote_code: opt.TrustRemoteCode = False,
 ) -> None:
-    """Choose n_tip, budget and dense layers: the least KV bytes per step within a bound on the loss.
+    """Choose n_tip, budget, reduction and dense layers: the least KV bytes per step within a bound on the loss.
 
     Decodes the ends of a few windows with every setting that the target can build, and compares the loss with full
     attention's. What is chosen keeps to the bound on windows that the search did not use, too.
@@ -126,12 +133,13 @@ def tune(
     )  # fmt: skip
     from fasa_trt.core.atomic import write_bytes
     from fasa_trt.evaluation.model import load_eval_model
-    from fasa_trt.evaluation.tuning.grid import build_settings, grid
+    from fasa_trt.evaluation.tuning.grid import REDUCTIONS, build_settings, grid
     from fasa_trt.evaluation.tuning.plot import tradeoff_svg
     from fasa_trt.evaluation.tuning.search import tune as search
     from fasa_trt.evaluation.tuning.windows import tuning_windows
 
-    settings = grid(checkpoint, base, length=size, n_tips=tried_n_tips, budgets=tried_budgets)
+    reductions = REDUCTIONS if reduction is None else [reduction]
+    settings = grid(checkpoint, base, length=size, n_tips=tried_n_tips, budgets=tried_budgets, reductions=reductions)
     measured = profile_for(
         checkpoint, profile, device, greedy=base.rule == "greedy", trust_remote_code=trust_remote_code
     )
@@ -232,14 +240,15 @@ def tell(tuning: Tuning) -> None:
     from fasa_trt.evaluation.tuning.result import frontier
 
     table = Table(title=f"loss against KV bytes read in a step at {tuning.length} tokens")
-    for name in ("n_tip", "budget", "dense layers", "KV read", "of dense", "loss", "held out"):
-        table.add_column(name, justify="left" if name == "dense layers" else "right")
+    for name in ("n_tip", "budget", "reduction", "dense layers", "KV read", "of dense", "loss", "held out"):
+        table.add_column(name, justify="left" if name in ("reduction", "dense layers") else "right")
     shown = {point.config: point for point in (*frontier(tuning.points), tuning.chosen)}
     for point in sorted(shown.values(), key=lambda point: point.kv_bytes):
         config, chosen = point.config, point.config == tuning.chosen.config
         table.add_row(
             str(config.n_tip),
             str(config.budget),
+            config.reduction,
             ",".join(map(str, config.dense_layers)),
             human_bytes(point.kv_bytes),
             f"{point.kv_bytes / tuning.dense_bytes:.1%}",

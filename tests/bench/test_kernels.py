@@ -24,6 +24,7 @@ from fasa_trt.bench.kernels.topk import select_and_attend_us
 from fasa_trt.bench.record import new_record
 from fasa_trt.bench.report import html_report
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.spec import REDUCTIONS, SparseSpec
 
 
 def paged(context: int, batch: int) -> Paged:
@@ -62,8 +63,8 @@ def test_caches_rotate_as_far_as_memory_goes() -> None:
 def test_every_row_is_there() -> None:
     names = {(variant.labels, variant.n_tip, variant.reduction) for variant in variants_of(32768, 8)}
     plain = {("4bit", 32), ("8bit", 32), ("fp8", 32), ("prefix", 16), ("prefix", 24)}
-    assert names == {(*label, "sum") for label in plain} | {
-        ("4bit", 32, reduction) for reduction in ("mean_softmax", "max_softmax", "per_head")
+    assert names == {(*label, SparseSpec.reduction) for label in plain} | {
+        ("4bit", 32, reduction) for reduction in REDUCTIONS
     }
     assert len(list(variants_of(4096, 1))) == 5
     assert set(REDUCTION_SHAPES) <= set(SHAPES)
@@ -189,7 +190,7 @@ def test_every_section(monkeypatch: pytest.MonkeyPatch) -> None:
         curve = crossover.crossover(kernels, 4e12, quick=True, repeats=2)
         selection = topk.topk(quick=True, repeats=2)
         long = prefill.prefill(quick=True, repeats=2)
-    assert len(table["rows"]) == 13 and len(table["dense"]) == 2
+    assert len(table["rows"]) == 14 and len(table["dense"]) == 2
     assert all(row["dense_kernel"] == "fasa dense" and row["fasa_us"] == row["dense_us"] for row in table["rows"])
     assert len(curve["points"]) == 8 and curve["from"] == {"1": None, "16": None}
     assert selection["rows"][0]["fasa_select_and_attend_us"] == 3.0

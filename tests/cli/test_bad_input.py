@@ -113,7 +113,7 @@ def test_corrupt_files(cli: Cli, name: str, damage: str, model: Path, profile: P
         (["--n-tip", 0], ["n-tip 0 is out of range"]),
         (["--rule", "best"], ["unknown rule 'best'", "spread"]),
         (["--rule", "greedy"], ["no greedy order", "--greedy"]),
-        (["--reduction", "max"], ["unknown reduction 'max'", "mean_softmax"]),
+        (["--reduction", "max"], ["unknown reduction 'max'", "sampled_softmax"]),
         (["--dense-layers", "0,9"], ["dense layer 9 does not exist", "0 to 2"]),
         (["--dense-layers", "first"], ["not a list of layers"]),
         (["--sink", 300], ["do not fit into a budget"]),

@@ -49,6 +49,11 @@ def test_what_it_finds_builds(cli: Cli, tiny_dir: Path, profile: Path, tmp_path:
     assert report["settings"] == chosen == json.loads(file.read_text("utf-8"))
     assert report["loss"] <= 0.05 and report["held_out_loss"] <= 0.05
     assert 0 < report["kv_share"] < 1 and len(report["points"]) >= 2
+    assert {point["reduction"] for point in report["points"]} == {"sum", "sampled_softmax"}
+
+    named = cli(*command, "--force", "--json", "--reduction", "mean_softmax")
+    assert named.status == 0, named.err
+    assert json.loads(named.out)["settings"]["reduction"] == "mean_softmax"
 
 
 def test_keeps_the_profile_that_it_makes(
@@ -66,7 +71,7 @@ def test_keeps_the_profile_that_it_makes(
 def test_a_bound_that_nothing_meets(cli: Cli, tiny_dir: Path, profile: Path, tmp_path: Path) -> None:
     few = ("--n-tips", "1", "--budgets", "40", *QUICK[4:])
     command = ("tune", "-m", tiny_dir, "--profile", profile, "--max-loss", "0", *few, "-o", tmp_path / "tuned.json")
-    cli(*command).refused("no setting keeps the loss within 0.00%", "the best, n_tip 1", "--max-loss")
+    cli(*command).refused("no setting keeps the loss within 0.00%", "the best, n_tip 1, budget 40, s", "--max-loss")
     assert not list(tmp_path.iterdir())
 
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.reference import attend, decode, importance, select, softmax
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.reference import attend, decode, importance, sampled, select, softmax
+from fasa_trt.core.spec import REDUCTIONS, SparseSpec
 from fasa_trt.evaluation.attention import restricted_attention
-from fasa_trt.evaluation.methods import METHODS, parse_method, parse_methods
+from fasa_trt.evaluation.methods import METHODS, fasa, parse_method, parse_methods
 from fasa_trt.evaluation.methods.base import Selector
 from fasa_trt.evaluation.methods.fasa import quantised
+from fasa_trt.evaluation.steps import Step
 from tests.evaluation.layers import HKV, LENGTHS, SCALE, B, C, D, G, RandomLayer, tokens_of
 
 BUDGET, STEPS = 40, 8
@@ -77,7 +78,7 @@ def test_what_is_evicted_stays_away(spec: str) -> None:
     assert not came_back.any()
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean_softmax", "max_softmax", "per_head"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_fasa_is_the_reference(reduction: str) -> None:
     layer = RandomLayer(2)
     spec = SparseSpec(BUDGET, 3, reduction, sink=4, recent=8)  # type: ignore[arg-type]
@@ -95,11 +96,34 @@ def test_fasa_is_the_reference(reduction: str) -> None:
         np.testing.assert_allclose(out[b, h, :, t], decode(q, k, v, dims[h, :6], spec, SCALE), atol=1e-5)
 
 
+def test_the_sample_is_that_of_the_reference() -> None:
+    """Two rows of T steps, each with its own length."""
+    positions = torch.stack([torch.arange(700), torch.arange(500, 1200)])
+    nothing = torch.zeros(2, 1, 1, 1200, 1)
+    step = Step(nothing[:, :, :, :700], nothing[:, :, 0], positions, positions >= 0, 0, SCALE)
+    found = fasa.sampled(step)[:, 0, 0]
+    for b, t in np.ndindex(2, 700):
+        assert tokens_of(found[b, t]) == np.flatnonzero(sampled(int(positions[b, t]) + 1)).tolist()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "sampled_softmax"])
+def test_fasa_never_chooses_nan(reduction: str) -> None:
+    layer = RandomLayer(6)
+    layer.k[0, 0, 10:14] = torch.nan  # behind the sinks, in the sample
+    mask = layer.chosen(made(f"fasa:labels=prefix:n_tip=3:recent=8:reduction={reduction}", layer))
+    assert not mask[0, 0, :, :, 10:14].any()
+    unharmed = RandomLayer(6)
+    same = unharmed.chosen(made(f"fasa:labels=prefix:n_tip=3:recent=8:reduction={reduction}", unharmed))
+    assert torch.equal(mask[1], same[1]) and torch.equal(mask[0, 1], same[0, 1])
+    agreement = (mask & same)[0, 0].sum() / mask[0, 0].sum()
+    assert agreement > 0.7  # the other tokens compete as before
+
+
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 def test_fasa_with_quantised_labels(kind: str) -> None:
     """Codes times a scale for each token and KV head; the query in 8 bits."""
     layer, top = RandomLayer(4), {"int4": 7, "int8": 127}[kind]
-    mask = layer.chosen(made(f"fasa:labels={kind}:n_tip=4", layer))
+    mask = layer.chosen(made(f"fasa:labels={kind}:n_tip=4:reduction=sum", layer))
     dims = layer.plans(SparseSpec(BUDGET, 4))[0].dims()
     assert dims is not None
     for b, h, t in places():

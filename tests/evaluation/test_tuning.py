@@ -84,6 +84,7 @@ def test_only_what_a_target_builds_is_tried(tiny: EvalModel, base: BuildConfig) 
     found = grid(tiny.checkpoint, base, length=LENGTH)
     assert {config.n_tip for config in found} == {8, 16, 24, 32, 48}
     assert {config.budget for config in found} == {64, 128, 256}
+    assert {config.reduction for config in found} == {"sum", "sampled_softmax"} and len(found) == 5 * 3 * 2
     assert not any(config.dense_layers for config in found)
     plugin = BuildConfig.resolve(tiny.checkpoint, flags={"target": "tensorrt"})
     assert plugin.labels == "int4"
@@ -93,6 +94,8 @@ def test_only_what_a_target_builds_is_tried(tiny: EvalModel, base: BuildConfig) 
     with pytest.raises(FasaError, match="no kernel for n-tip 20"):
         grid(tiny.checkpoint, plugin, length=LENGTH, n_tips=[20])
     assert grid(tiny.checkpoint, base, length=LENGTH, n_tips=[20], budgets=[64])[0].n_tip == 20
+    named = grid(tiny.checkpoint, base, length=LENGTH, reductions=["max_softmax"])
+    assert {config.reduction for config in named} == {"max_softmax"}
 
 
 def test_label_heads_limit_n_tip(tmp_path: Path) -> None:
@@ -107,7 +110,7 @@ def test_label_heads_limit_n_tip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "words"),
     [
-        ({"reduction": "per_head"}, {}, "one token set for each KV head"),
+        ({}, {"reductions": ["per_head"]}, "one token set for each KV head"),
         ({}, {"budgets": [LENGTH]}, f"a budget of {LENGTH} covers a window"),
         ({"recent": 600, "budget": 700}, {}, "every budget covers"),
         ({}, {"budgets": [32]}, "do not fit into a budget of 32"),
@@ -174,7 +177,7 @@ class MadeUpLosses:
 
     def relative(self, config: BuildConfig) -> float:
         self.asked += 1
-        noise = random.Random(f"{self.seed} {config.n_tip} {config.budget} {config.dense_layers}")
+        noise = random.Random(f"{self.seed} {config.reduction} {config.n_tip} {config.budget} {config.dense_layers}")
         layers = sum((0.1, 0.6, 0.05, 0.02, 0.2, 0.03)[layer] for layer in range(6) if layer not in config.dense_layers)
         return layers * (8 / (config.n_tip or 1)) * (64 / config.budget) * noise.uniform(0.02, 0.4) - 0.01
 
@@ -199,6 +202,27 @@ def test_a_looser_bound_never_reads_more(
     assert len(set(reads)) > 2 and read(0.02) == results[3]
 
 
+@pytest.mark.parametrize("better", ["sum", "sampled_softmax"])
+def test_the_reduction_is_decided_by_one_measurement_more(
+    tiny: EvalModel, base: BuildConfig, monkeypatch: pytest.MonkeyPatch, better: str
+) -> None:
+    class OneReduction(MadeUpLosses):
+        def relative(self, config: BuildConfig) -> float:
+            self.asked += 1
+            return (0.1 if config.reduction == better else 0.2) * 64 / config.budget
+
+    made = [OneReduction(0), OneReduction(1)]
+    meters = iter(made)
+    monkeypatch.setattr(search, "LossMeter", lambda model, windows: next(meters))
+    found = tune(tiny, settings(tiny, base), ([], []), length=LENGTH, max_loss=0.3, progress=quiet)
+    assert found.chosen.config.reduction == better == build_settings(found.chosen.config)["reduction"]
+    other = [point for point in found.points if point.config.reduction != better]
+    assert len(other) == 1 and len(found.points) == 3 * 2 + 1
+    assert [meter.asked for meter in made] == [7, 1]
+    middle = sorted(point.kv_bytes for point in found.points if point.config.reduction == better)[3]
+    assert other[0].kv_bytes == middle
+
+
 def test_a_layer_that_pays_becomes_dense(tiny: EvalModel, base: BuildConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     class OneBadLayer(MadeUpLosses):
         def relative(self, config: BuildConfig) -> float:
@@ -219,7 +243,7 @@ def test_nothing_within_the_bound(tiny: EvalModel, base: BuildConfig, monkeypatc
         return made
 
     monkeypatch.setattr(search, "LossMeter", meter)
-    with pytest.raises(FasaError, match=r"within 3.00%.*budget 128, has \+1.00% .* and \+4.00% .*--max-loss 4.0%"):
+    with pytest.raises(FasaError, match=r"within 3.00%.*budget 128, sum, has \+1.00% .* and \+4.00% .*--max-loss 4.0%"):
         tune(tiny, settings(tiny, base), ([], []), length=LENGTH, max_loss=0.03, progress=quiet)
 
 

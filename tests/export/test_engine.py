@@ -19,6 +19,7 @@ from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.engine_dir import EngineDirectory, open_engine
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
+from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export import plugin_limits
 from fasa_trt.export.config import BuildConfig
 from fasa_trt.export.engine import build_engine, eos_token_ids
@@ -86,7 +87,7 @@ def test_config(engine: EngineDirectory, llama: Checkpoint) -> None:
             "sparse": {
                 "budget": 40,
                 "n_tip": 5,
-                "reduction": "sum",
+                "reduction": SparseSpec.reduction,
                 "rule": "spread",
                 "sink": 4,
                 "recent": 32,

@@ -17,7 +17,7 @@ from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export import plugin_limits, tensorrt
 from fasa_trt.export.build_log import new_log
 from fasa_trt.export.onnx_model import Exported
-from fasa_trt.export.plugin import NODE_BINDINGS, export_plugin_onnx
+from fasa_trt.export.plugin import NODE_BINDINGS, REDUCTION_CODES, export_plugin_onnx
 from fasa_trt.export.plugin_limits import pool_kv_heads
 from fasa_trt.export.trtllm_config import trtllm_config
 from tests.engines import random_profile
@@ -114,7 +114,7 @@ def test_attributes(tmp_path: Path) -> None:
         "budget": 16,
         "sink": 2,
         "recent": 4,
-        "reduction": 0,
+        "reduction": REDUCTION_CODES[SparseSpec.reduction],
         "scale": pytest.approx(24**-0.5),
         "softcap": 5.0,
         "norm_eps": pytest.approx(1e-6),

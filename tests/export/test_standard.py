@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ Array = NDArray[Any]
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return export("llama", tmp_path_factory.mktemp("llama"), SPEC)
+
+
+@pytest.fixture(scope="module")
+def sampling(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export("llama", tmp_path_factory.mktemp("sampling"), replace(SPEC, reduction="sampled_softmax"))
 
 
 def random_tokens(batch: int, length: int, seed: int) -> Array:
@@ -71,10 +77,18 @@ def test_short_rows_of_a_mixed_batch_are_dense_bit_for_bit(llama: Exported) -> N
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("sparse", [False, True])
-@pytest.mark.parametrize("variant", ["llama", "gemma3"])
-def test_padded_rows_equal_rows_alone(variant: str, side: str, sparse: bool, tmp_path: Path) -> None:
-    backend = export(variant, tmp_path, SPEC).backend
+@pytest.mark.parametrize(
+    ("variant", "reduction", "sparse"),
+    [
+        ("llama", "sum", False),
+        ("llama", "sum", True),
+        ("llama", "sampled_softmax", True),
+        ("gemma3", "sum", False),
+        ("gemma3", "sum", True),
+    ],
+)
+def test_padded_rows_equal_rows_alone(variant: str, reduction: Any, sparse: bool, side: str, tmp_path: Path) -> None:
+    backend = export(variant, tmp_path, replace(SPEC, reduction=reduction)).backend
     lengths = [40, 23, 57]
     width, steps = max(lengths), 3
     rows = [random_tokens(1, length + steps, seed)[0] for seed, length in enumerate(lengths)]
@@ -119,15 +133,35 @@ def test_all_equal_scores_take_the_lowest_positions(llama: Exported) -> None:
     assert relative(results[0], results[1]) < 1e-6
 
 
-def test_nan_keys_are_not_chosen(llama: Exported) -> None:
-    backend = llama.backend
+@pytest.mark.parametrize("reduction", ["sum", "sampled_softmax"])
+@pytest.mark.parametrize("start", [4, 20])  # among the first 16 tokens, which are sampled, and behind them
+def test_nan_keys_are_not_chosen(reduction: str, start: int, llama: Exported, sampling: Exported) -> None:
+    backend = (llama if reduction == "sum" else sampling).backend
     tokens = random_tokens(1, 60, 4)
     zero = np.zeros(1, np.int64)
     prefill(backend, tokens)
     for name, value in backend._values.items():
         if name.startswith("key_label"):
-            value.numpy()[:, :, 20:30] = np.nan
+            value.numpy()[:, :, start : start + 10] = np.nan
     assert np.isfinite(feed(backend, tokens[:, :1], zero + 60, zero, sparse=True)).all()
+
+
+@pytest.mark.parametrize(("slot", "attended"), [(0, True), (5, False), (89, True)])
+def test_peaks_outside_the_sample_leave_room_for_forced_tokens_alone(
+    slot: int, attended: bool, sampling: Exported
+) -> None:
+    """More tokens than fit exceed every head's normaliser by thousands. What is attended, a NaN among values shows."""
+    backend = sampling.backend
+    tokens = random_tokens(1, 90, 7)
+    zero = np.zeros(1, np.int64)
+    prefill(backend, tokens)
+    for name, value in backend._values.items():
+        if name.startswith("key_label"):
+            peaks = value.numpy()[:, :, 16:64]
+            peaks[:] = 1e4 * peaks[:, :, :1] * np.where(np.arange(48) % 2, 1, -1)[:, None]
+        if name.startswith("value"):
+            value.numpy()[:, :, slot] = np.nan
+    assert np.isnan(feed(backend, tokens[:, :1], zero + 90, zero, sparse=True)).any() == attended
 
 
 def test_the_cache_is_updated_in_place(llama: Exported) -> None:

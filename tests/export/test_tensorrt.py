@@ -77,7 +77,7 @@ def test_half_precision_builds(variant: str, dtype: str, tmp_path: Path, trt: An
     assert not build(fixed_model(variant, tmp_path, dtype=dtype))["warnings"]
 
 
-@pytest.mark.parametrize("reduction", ["mean_softmax", "max_softmax", "per_head"])
+@pytest.mark.parametrize("reduction", ["mean_softmax", "max_softmax", "per_head", "sampled_softmax"])
 def test_reductions_build(reduction: Any, tmp_path: Path, trt: Any) -> None:
     spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction)
     assert not build(fixed_model("llama", tmp_path, spec=spec))["warnings"]
@@ -103,7 +103,7 @@ def test_bindings_are_those_of_the_graph(tmp_path: Path, trt: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2"])
-@pytest.mark.parametrize("reduction", ["sum", "per_head"])
+@pytest.mark.parametrize("reduction", ["sum", "per_head", "sampled_softmax"])
 def test_the_graph_for_tensorrt_computes_the_same(variant: str, reduction: Any, tmp_path: Path) -> None:
     spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction)
     overrides = {**SMALL, **DIFFERING.get(variant, {})}

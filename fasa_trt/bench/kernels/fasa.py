@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fasa_trt.bench.kernels.cache import HEAD_DIM, KV_HEADS, Q_HEADS, SCALE, TOKENS, Paged
 from fasa_trt.bench.kernels.timing import Calls
+from fasa_trt.core.spec import SparseSpec
 
 BUDGET, SINK, RECENT = 256, 4, 32
 NAMES = {"int4": "4bit", "int8": "8bit"}  # in the records
@@ -21,7 +22,7 @@ class Variant:
 
     kind: str
     n_tip: int
-    reduction: str = "sum"
+    reduction: str = SparseSpec.reduction
 
     @property
     def labels(self) -> str:

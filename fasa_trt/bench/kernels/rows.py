@@ -9,18 +9,19 @@ from fasa_trt.bench.kernels.cache import Paged, fitting
 from fasa_trt.bench.kernels.dense import FAILURES, Kernel, dense_us, one_line
 from fasa_trt.bench.kernels.fasa import BUDGET, Variant, decode_calls
 from fasa_trt.bench.kernels.timing import median, replay_us, stages_us
+from fasa_trt.core.spec import REDUCTIONS, SparseSpec
 
 SHAPES = ((4096, 1), (8192, 16), (32768, 1), (32768, 8), (32768, 32), (131072, 1), (131072, 8))
 QUICK_SHAPES = ((32768, 8), (131072, 1))
 VARIANTS = (Variant("int4", 32), Variant("int8", 32), Variant("fp8", 32), Variant("prefix", 16), Variant("prefix", 24))
 REDUCTION_SHAPES = ((32768, 1), (32768, 8), (131072, 8))
-REDUCTIONS = ("mean_softmax", "max_softmax", "per_head")
+OTHER_REDUCTIONS = tuple(reduction for reduction in REDUCTIONS if reduction != SparseSpec.reduction)
 
 
 def variants_of(context: int, batch: int) -> Iterator[Variant]:
     yield from VARIANTS
     if (context, batch) in REDUCTION_SHAPES:
-        yield from (Variant("int4", 32, reduction) for reduction in REDUCTIONS)
+        yield from (Variant("int4", 32, reduction) for reduction in OTHER_REDUCTIONS)
 
 
 def rows(kernels: Mapping[str, Kernel], bandwidth: float, *, quick: bool, repeats: int) -> dict[str, Any]:

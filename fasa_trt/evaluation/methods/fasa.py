@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.spec import Reduction, Rule, SparseSpec
+from fasa_trt.core.spec import SAMPLE_EVERY, SAMPLE_RUN, Reduction, Rule, SparseSpec, usual_n_tip
 from fasa_trt.evaluation.masks import top_mask
 from fasa_trt.evaluation.methods.base import Layers, Method, Selector
 from fasa_trt.evaluation.steps import Prompt, Step, dot
@@ -21,7 +21,7 @@ SMALLEST, LARGEST = 6.2e-5, 65504.0  # scales of a label row: float16, never 0 n
 
 @dataclass(frozen=True, kw_only=True)
 class Fasa(Method):
-    """n_tip: dominant chunks; None takes 32 with quantised labels, 3/8 of all with "prefix". labels: what tokens are
+    """n_tip: dominant chunks; None takes half of all with quantised labels, 3/8 with "prefix". labels: what tokens are
     scored by: "prefix" the keys' own dims, or a copy of them in int8, int4 or fp8. Others: as in SparseSpec."""
 
     name: ClassVar[str] = "fasa"
@@ -29,7 +29,7 @@ class Fasa(Method):
     uses_profile: ClassVar[bool] = True
 
     n_tip: int | None = None
-    reduction: Reduction = "sum"
+    reduction: Reduction = SparseSpec.reduction
     labels: str = "int4"
     rule: Rule = "spread"
     sink: int = 4
@@ -48,7 +48,7 @@ class Fasa(Method):
         """With n_tip filled in. Raises FasaError when the model has fewer chunks."""
         spec, head_dim = self._spec(), layers.head_dim
         if spec.n_tip is None and self.labels != "prefix":
-            spec = SparseSpec(**{**spec.to_json(), "n_tip": min(32, head_dim // 2)})
+            spec = SparseSpec(**{**spec.to_json(), "n_tip": usual_n_tip(head_dim, quantised=True)})
         limit = max(layers.max_seq_len, spec.budget)  # a budget beyond the context is dense, not wrong
         return spec.resolve(head_dim=head_dim, num_layers=layers.num_layers, max_seq_len=limit)
 
@@ -100,8 +100,17 @@ class FasaSelector(Selector):
         scores = step.scale * dot(q, self.index)
         if self.spec.reduction in ("sum", "per_head"):
             return scores
+        if self.spec.reduction == "sampled_softmax":
+            counted = scores.masked_fill(~(sampled(step) & scores.isfinite()), -torch.inf)
+            return (scores - counted.logsumexp(-1, keepdim=True)).logsumexp(2, keepdim=True)
         weights = torch.softmax(scores.masked_fill(~step.seen, -torch.inf), dim=-1)
         return weights.mean(2, keepdim=True) if self.spec.reduction == "mean_softmax" else weights.amax(2, keepdim=True)
+
+
+def sampled(step: Step) -> Tensor:
+    """bool [B, 1, 1, T, C]: what each step's scores are sampled at; as `sampled` in core/reference.py."""
+    run = step.columns // SAMPLE_RUN
+    return step.seen & ((run % SAMPLE_EVERY == 0) | (run >= step.at // SAMPLE_RUN - 1))
 
 
 def quantised(labels: Tensor, kind: str) -> Tensor:

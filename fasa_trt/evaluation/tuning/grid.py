@@ -14,6 +14,7 @@ from fasa_trt.export.plugin_limits import N_TIPS, fits_label_head
 from fasa_trt.export.sizes import estimate
 
 BUDGETS = (64, 128, 256, 512, 1024)
+REDUCTIONS = ("sum", "sampled_softmax")  # that read the same bytes and score all tokens in one pass
 EIGHTHS = (1, 2, 3, 4, 6)  # of the frequency chunks, where no kernel limits the choice
 WRITTEN = (
     "target", "lowering", "labels", "budget", "n_tip", "reduction", "rule", "sink", "recent", "dense_layers",
@@ -27,16 +28,18 @@ def grid(
     length: int,
     n_tips: Sequence[int] | None = None,
     budgets: Sequence[int] | None = None,
+    reductions: Sequence[str] = REDUCTIONS,
 ) -> list[BuildConfig]:
-    """`base` with every n_tip and budget; None for those that suit the target and windows of `length` tokens.
+    """`base` with every reduction, n_tip and budget; None for those that suit the target and windows of `length`
+    tokens.
 
     base: a resolved configuration. Raises FasaError for given values that its target cannot build, or budgets that
     leave nothing out of `length` tokens.
     """
-    if base.reduction == "per_head":
+    if "per_head" in reductions:
         raise FasaError(
             "tuning counts one token set for each KV head, per_head has one for each query head",
-            hint="--reduction sum or mean_softmax",
+            hint="--reduction sum, sampled_softmax or mean_softmax",
         )
     if n_tips is None:
         n_tips = possible_n_tips(checkpoint, base)
@@ -47,8 +50,8 @@ def grid(
         raise FasaError(f"{wrong} covers a window of {length} tokens", hint="raise --length or lower --budgets")
     settings = base.to_json()
     return [
-        BuildConfig.resolve(checkpoint, flags={**settings, "n_tip": n_tip, "budget": budget})
-        for n_tip, budget in itertools.product(sorted(n_tips), sorted(budgets))
+        BuildConfig.resolve(checkpoint, flags={**settings, "reduction": reduction, "n_tip": n_tip, "budget": budget})
+        for reduction, n_tip, budget in itertools.product(reductions, sorted(n_tips), sorted(budgets))
     ]
 
 

@@ -27,12 +27,14 @@ class Point:
     @property
     def name(self) -> str:
         dense = ", ".join(map(str, self.config.dense_layers))
-        return f"n_tip {self.config.n_tip}, budget {self.config.budget}" + (f", dense layers {dense}" if dense else "")
+        name = f"n_tip {self.config.n_tip}, budget {self.config.budget}, {self.config.reduction}"
+        return name + (f", dense layers {dense}" if dense else "")
 
     def to_json(self) -> dict[str, Any]:
         return {
             "n_tip": self.config.n_tip,
             "budget": self.config.budget,
+            "reduction": self.config.reduction,
             "dense_layers": list(self.config.dense_layers),
             "loss": self.loss,
             "held_out_loss": self.held_out,

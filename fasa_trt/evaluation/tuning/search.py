@@ -1,4 +1,5 @@
-"""The search: a grid with all layers sparse, then some layers dense, then a check on windows it has not seen.
+"""The search: the reduction, then a grid with all layers sparse, then some layers dense, then a check on windows it has
+not seen.
 
 The settings that it chooses from do not depend on the bound, and what it leaves unmeasured could not have been chosen:
 so a looser bound never chooses one that reads more.
@@ -76,7 +77,7 @@ class _Search:
         self._reads: dict[BuildConfig, int] = {}
 
     def run(self, settings: Sequence[BuildConfig]) -> Point:
-        self._grid(settings)
+        self._grid(self._of_one_reduction(settings))
         best = frontier(self.points.values())
         chosen = self._cheapest()
         layers = [layer for layer, sparse in enumerate(self.model.sparse) if sparse]
@@ -86,6 +87,17 @@ class _Search:
         if chosen is None:
             raise self._failure()
         return chosen
+
+    def _of_one_reduction(self, settings: Sequence[BuildConfig]) -> Sequence[BuildConfig]:
+        """Those with the reduction that has the lowest loss in the middle of the grid."""
+        reductions = dict.fromkeys(config.reduction for config in settings)
+        smaller = [config for config in sorted(settings, key=self._bytes) if self._bytes(config) < self.dense_bytes]
+        if len(reductions) == 1 or not smaller:
+            return settings
+        middle = smaller[len(smaller) // 2]
+        tried = [replace(middle, reduction=reduction) for reduction in reductions]
+        best = min(tried, key=lambda config: self._measure(config).loss).reduction
+        return [config for config in settings if config.reduction == best]
 
     def _grid(self, settings: Sequence[BuildConfig]) -> None:
         """All layers sparse, up to the first setting that is as good as dense on all windows: every bound allows it."""
@@ -127,7 +139,8 @@ class _Search:
         return chosen
 
     def _measure(self, config: BuildConfig) -> Point:
-        self.points[config] = Point(config, self.searched.relative(config), self._bytes(config))
+        if config not in self.points:
+            self.points[config] = Point(config, self.searched.relative(config), self._bytes(config))
         return self.points[config]
 
     def _check(self, point: Point) -> Point:

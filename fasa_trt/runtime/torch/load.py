@@ -13,7 +13,7 @@ from fasa_trt.calibrate.load import load_model, resolve_device, resolve_dtype
 from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from fasa_trt.core.spec import Reduction, Rule, SparseSpec
+from fasa_trt.core.spec import Reduction, Rule, SparseSpec, usual_n_tip
 from fasa_trt.export.architectures import architecture_of
 from fasa_trt.export.plan import plan_layers
 from fasa_trt.runtime.torch.attention import NAME, prepare
@@ -34,7 +34,7 @@ def load_fasa(
     *,
     budget: int = 256,
     n_tip: int | None = None,
-    reduction: Reduction = "sum",
+    reduction: Reduction = SparseSpec.reduction,
     rule: Rule = "spread",
     sink: int = 4,
     recent: int = 32,
@@ -47,8 +47,8 @@ def load_fasa(
     """A model whose `generate` and `forward` attend densely in prefill and with FASA in steps of one token.
 
     model: checkpoint directory, hub ID, or a loaded model, which is changed in place; once more with other settings
-    is fine. profile: of `fasa-trt calibrate`, for the same checkpoint. n_tip: None takes 32 chunks (3/8 of all for
-    labels="prefix"), or all where a head has fewer. labels: int4, int8, fp8 or prefix, what the CUDA kernels score
+    is fine. profile: of `fasa-trt calibrate`, for the same checkpoint. n_tip: None takes half of the chunks (3/8 for
+    labels="prefix"). labels: int4, int8, fp8 or prefix, what the CUDA kernels score
     with; on a CPU the reference runs, which scores with the keys themselves. device: auto, cpu, cuda or cuda:N.
     dtype: auto is float32 on a CPU, else the checkpoint's. Batches are padded on the left.
 
@@ -64,7 +64,7 @@ def load_fasa(
     measured = profile if isinstance(profile, Profile) else Profile.load(Path(profile))
     limit = int(checkpoint.config.max_position_embeddings)
     if n_tip is None and labels != "prefix":
-        spec = SparseSpec(**{**spec.to_json(), "n_tip": min(32, checkpoint.head_dim // 2)})
+        spec = SparseSpec(**{**spec.to_json(), "n_tip": usual_n_tip(checkpoint.head_dim, quantised=True)})
     spec = spec.resolve(head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=limit)
     plans = plan_layers(checkpoint, measured, spec, max_seq_len=limit)
     if loaded:
