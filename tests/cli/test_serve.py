@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ def test_without_its_packages(cli: Cli, engine: Path, monkeypatch: pytest.Monkey
 def process(engine: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server in a process of its own, and its URL."""
     command = [sys.executable, "-m", "fasa_trt.cli.main", "serve", str(engine), "--port", "0", "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    # A shell's background job, as a test run may be one, hands down that interrupts are ignored.
+    heed = None if os.name == "nt" else partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8", preexec_fn=heed)
     assert process.stderr is not None
     try:
         yield process, "http://" + process.stderr.readline().partition("http://")[2].strip()
