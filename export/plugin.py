@@ -17,7 +17,7 @@ from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import FASA_INPUTS, LOGITS, EngineLimits, padded_vocab
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.spec import REDUCTION_CODES, SparseSpec
 from fasa_trt.export.decoder import Context, build_decoder, new_context, rms_norm
 from fasa_trt.export.graph import DTYPES, PLUGIN_OPSET
 from fasa_trt.export.onnx_model import Exported, Progress, write_onnx
@@ -27,7 +27,6 @@ from fasa_trt.plugins.plugin_library import CREATOR
 
 OP_TYPE, VERSION, DOMAIN = CREATOR
 # As in plugins/kernels/fasa.h.
-REDUCTION_CODES = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3, "sampled_softmax": 4}
 DENSE_AUTO = -1
 NODE_BINDINGS = (
     "sequence_length",

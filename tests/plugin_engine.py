@@ -21,12 +21,12 @@ from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.contract import EngineLimits
 from fasa_trt.core.reference import attend, decode
 from fasa_trt.core.rope import Rotary
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.spec import REDUCTION_CODES, SparseSpec
 from fasa_trt.export.decoder import new_context
 from fasa_trt.export.graph import PLUGIN_OPSET
 from fasa_trt.export.onnx_model import write_onnx
 from fasa_trt.export.plan import LayerPlan, plan_layers
-from fasa_trt.export.plugin import NODE_BINDINGS, REDUCTION_CODES, PluginAttention, build_plugin_model
+from fasa_trt.export.plugin import NODE_BINDINGS, PluginAttention, build_plugin_model
 from tests.engines import Planned, random_profile
 from tests.models import VARIANTS, make_model
 

@@ -11,6 +11,7 @@ from fasa_trt.core.errors import FasaError
 Reduction = Literal["sum", "mean_softmax", "max_softmax", "sampled_softmax", "per_head"]
 Rule = Literal["spread", "agreement", "greedy"]
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
+REDUCTION_CODES = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3, "sampled_softmax": 4}  # in fasa.h
 RULES: tuple[str, ...] = get_args(Rule)
 
 # `sampled_softmax` estimates normalisers from runs of SAMPLE_RUN tokens, one run in SAMPLE_EVERY.
@@ -29,7 +30,7 @@ class SparseSpec:
     """How a decode step chooses the tokens that it attends to.
 
     budget: tokens attended per KV head and step (N_fac), forced ones included.
-    n_tip: dominant frequency chunks scored per KV head; None takes 3/8 of them (`usual_n_tip`).
+    n_tip: dominant frequency chunks scored per KV head; None takes `usual_n_tip`.
     reduction: how the query heads of a group share one token set: a token's score is the sum of the heads' scores
         (`sum`), the mean or maximum of their softmaxes over all tokens (`mean_softmax`, `max_softmax`), or that mean
         with normalisers estimated from a sample of the tokens (`sampled_softmax`), which needs no pass over all of
@@ -65,13 +66,13 @@ class SparseSpec:
                 hint="raise --budget or lower --sink and --recent",
             )
 
-    def resolve(self, *, head_dim: int, num_layers: int, max_seq_len: int) -> SparseSpec:
-        """The same choice with every default filled in and checked against a model.
+    def resolve(self, *, head_dim: int, num_layers: int, max_seq_len: int, quantised: bool = False) -> SparseSpec:
+        """The same choice with every default filled in and checked against a model. quantised: the labels.
 
         Raises FasaError when the model or the engine's capacity cannot honour it.
         """
         chunks = head_dim // 2
-        n_tip = usual_n_tip(head_dim, quantised=False) if self.n_tip is None else self.n_tip
+        n_tip = usual_n_tip(head_dim, quantised=quantised) if self.n_tip is None else self.n_tip
         if not 1 <= n_tip <= chunks:
             raise FasaError(
                 f"n-tip {n_tip} is out of range: this model's heads have {chunks} frequency chunks",

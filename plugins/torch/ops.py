@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.spec import REDUCTION_CODES
 from fasa_trt.plugins.library import load
 from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, PrefillParams, declare
 
 LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2, "fp8": 3}
-REDUCTIONS = {"sum": 0, "per_head": 1, "mean_softmax": 2, "max_softmax": 3, "sampled_softmax": 4}
 DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 
 
@@ -74,7 +74,7 @@ def decode(
         recent=recent,
         scale=scale,
         softcap=softcap,
-        reduction=REDUCTIONS[reduction],
+        reduction=REDUCTION_CODES[reduction],
         labels=_labels(label_kind, n_tip, labels, scales, pool),
     )
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.spec import REDUCTIONS, RULES, SparseSpec
 
-MODEL = {"head_dim": 128, "num_layers": 32, "max_seq_len": 4096}
+MODEL: dict[str, Any] = {"head_dim": 128, "num_layers": 32, "max_seq_len": 4096}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,11 @@ def test_forced_tokens_may_fill_the_budget() -> None:
 @pytest.mark.parametrize(("head_dim", "n_tip"), [(128, 24), (64, 12), (256, 48), (96, 18), (20, 3), (4, 1), (2, 1)])
 def test_default_n_tip_is_three_eighths(head_dim: int, n_tip: int) -> None:
     assert SparseSpec().resolve(**{**MODEL, "head_dim": head_dim}).n_tip == n_tip
+
+
+@pytest.mark.parametrize(("head_dim", "n_tip"), [(128, 32), (64, 16), (2, 1)])
+def test_quantised_labels_have_more_chunks(head_dim: int, n_tip: int) -> None:
+    assert SparseSpec().resolve(**{**MODEL, "head_dim": head_dim}, quantised=True).n_tip == n_tip
 
 
 @pytest.mark.parametrize(

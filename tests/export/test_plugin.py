@@ -13,11 +13,11 @@ from onnx.numpy_helper import to_array
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.contract import FASA_INPUTS, EngineLimits
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.spec import SparseSpec
+from fasa_trt.core.spec import REDUCTION_CODES, SparseSpec
 from fasa_trt.export import plugin_limits, tensorrt
 from fasa_trt.export.build_log import new_log
 from fasa_trt.export.onnx_model import Exported
-from fasa_trt.export.plugin import NODE_BINDINGS, REDUCTION_CODES, export_plugin_onnx
+from fasa_trt.export.plugin import NODE_BINDINGS, export_plugin_onnx
 from fasa_trt.export.plugin_limits import pool_kv_heads
 from fasa_trt.export.trtllm_config import trtllm_config
 from tests.engines import random_profile

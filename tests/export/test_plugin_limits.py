@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fasa_trt.core.spec import REDUCTIONS
+from fasa_trt.core.spec import REDUCTION_CODES, REDUCTIONS
 from fasa_trt.export import plugin_limits
-from fasa_trt.export.plugin import REDUCTION_CODES
 from fasa_trt.export.plugin_limits import LABEL_KINDS, default_labels, default_n_tip, fits_label_head, nearest_n_tip
 
 HEADER = Path(__file__).parents[2] / "plugins" / "kernels" / "fasa.h"

@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.plugins.paged import Case
 
 KINDS = ["int4", "int8", "fp8", "prefix"]
-REDUCTIONS = ["sum", "per_head", "mean_softmax", "max_softmax", "sampled_softmax"]
 HEAD_DIMS = [64, 96, 128, 256]
 GROUPS = [(1, 1), (2, 2), (3, 3), (8, 4), (5, 5), (4, 8), (2, 16), (32, 1)]  # KV heads, query heads of each
 DTYPES = [torch.bfloat16, torch.float16]

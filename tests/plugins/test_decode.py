@@ -7,7 +7,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from tests.plugins.checks import DTYPES, GROUPS, HEAD_DIMS, KINDS, REDUCTIONS, check
+from fasa_trt.core.spec import REDUCTIONS
+from tests.plugins.checks import DTYPES, GROUPS, HEAD_DIMS, KINDS, check
 from tests.plugins.paged import make_case
 
 pytestmark = pytest.mark.gpu

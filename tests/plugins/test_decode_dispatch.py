@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
-from tests.plugins.checks import KINDS, REDUCTIONS, check, dense, row_of
+from fasa_trt.core.spec import REDUCTIONS
+from tests.plugins.checks import KINDS, check, dense, row_of
 from tests.plugins.paged import Case, make_case
 
 pytestmark = pytest.mark.gpu

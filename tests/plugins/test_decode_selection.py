@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.plugins.checks import KINDS, REDUCTIONS, check, poison
+from fasa_trt.core.spec import REDUCTIONS
+from tests.plugins.checks import KINDS, check, poison
 from tests.plugins.paged import Case, make_case
 
 pytestmark = pytest.mark.gpu

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.spec import REDUCTIONS
 from fasa_trt.plugins.torch import ops
 from fasa_trt.plugins.torch.label_head import split
 from fasa_trt.plugins.torch.structs import Labels, Pool
-from tests.plugins.checks import DTYPES, REDUCTIONS, check, dense
+from tests.plugins.checks import DTYPES, check, dense
 from tests.plugins.paged import Case, make_case
 
 # kind, n_tip, head_dim, KV heads; the first and the last fill a row

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.core.spec import SAMPLE_EVERY, SAMPLE_RUN, Reduction, Rule, SparseSpec, usual_n_tip
+from fasa_trt.core.spec import SAMPLE_EVERY, SAMPLE_RUN, Reduction, Rule, SparseSpec
 from fasa_trt.evaluation.masks import top_mask
 from fasa_trt.evaluation.methods.base import Layers, Method, Selector
 from fasa_trt.evaluation.steps import Prompt, Step, dot
@@ -46,11 +46,12 @@ class Fasa(Method):
 
     def resolved(self, layers: Layers) -> SparseSpec:
         """With n_tip filled in. Raises FasaError when the model has fewer chunks."""
-        spec, head_dim = self._spec(), layers.head_dim
-        if spec.n_tip is None and self.labels != "prefix":
-            spec = SparseSpec(**{**spec.to_json(), "n_tip": usual_n_tip(head_dim, quantised=True)})
-        limit = max(layers.max_seq_len, spec.budget)  # a budget beyond the context is dense, not wrong
-        return spec.resolve(head_dim=head_dim, num_layers=layers.num_layers, max_seq_len=limit)
+        return self._spec().resolve(
+            head_dim=layers.head_dim,
+            num_layers=layers.num_layers,
+            max_seq_len=max(layers.max_seq_len, self.budget),  # a budget beyond the context is dense, not wrong
+            quantised=self.labels != "prefix",
+        )
 
     def facts(self, layers: Layers) -> dict[str, Any]:
         return {"n_tip": self.resolved(layers).n_tip}

@@ -13,7 +13,7 @@ from fasa_trt.calibrate.load import load_model, resolve_device, resolve_dtype
 from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.core.profile import Profile
-from fasa_trt.core.spec import Reduction, Rule, SparseSpec, usual_n_tip
+from fasa_trt.core.spec import Reduction, Rule, SparseSpec
 from fasa_trt.export.architectures import architecture_of
 from fasa_trt.export.plan import plan_layers
 from fasa_trt.runtime.torch.attention import NAME, prepare
@@ -63,9 +63,12 @@ def load_fasa(
     architecture_of(checkpoint)
     measured = profile if isinstance(profile, Profile) else Profile.load(Path(profile))
     limit = int(checkpoint.config.max_position_embeddings)
-    if n_tip is None and labels != "prefix":
-        spec = SparseSpec(**{**spec.to_json(), "n_tip": usual_n_tip(checkpoint.head_dim, quantised=True)})
-    spec = spec.resolve(head_dim=checkpoint.head_dim, num_layers=checkpoint.num_layers, max_seq_len=limit)
+    spec = spec.resolve(
+        head_dim=checkpoint.head_dim,
+        num_layers=checkpoint.num_layers,
+        max_seq_len=limit,
+        quantised=labels != "prefix",
+    )
     plans = plan_layers(checkpoint, measured, spec, max_seq_len=limit)
     if loaded:
         found: Any = model
