@@ -37,25 +37,30 @@ class Answer:
     def generated_tokens(self) -> int:
         return len(self.stream.answer.completion.tokens) if self.stream else 0
 
-    def take(self, item: Item) -> str | None:
-        """How the request ended (one of `metrics.OUTCOMES`) when `item` ends it."""
+    def outcome(self, item: Item) -> str | None:
+        """How the request ends (one of `metrics.OUTCOMES`) when `item` ends it."""
         assert self.stream is not None
+        if isinstance(item, str):
+            return None
+        if isinstance(item, FasaError):
+            return "error"
+        return "cancelled" if self._cancelled else self.stream.answer.completion.finish_reason
+
+    def send(self, item: Item) -> None:
+        """Sends what `item` calls for, if anything."""
         if isinstance(item, str):
             self._text += item
             self._tokens += 1
             if self.streams and self._text and not self._cancelled:
                 self._sender.send(self._response(""))
-            return None
-        if isinstance(item, FasaError):
+        elif isinstance(item, FasaError):
             self.fail(str(item), self._utils.TritonError.INTERNAL)
-            return "error"
-        if self._cancelled:
+        elif self._cancelled:
             self.fail("the client cancelled the request", self._utils.TritonError.CANCELLED)
-            return "cancelled"
-        reason = self.stream.answer.completion.finish_reason
-        self._tokens = self.generated_tokens
-        self._send_last(self._response(reason))
-        return reason
+        else:
+            assert self.stream is not None
+            self._tokens = self.generated_tokens
+            self._send_last(self._response(self.stream.answer.completion.finish_reason))
 
     def fail(self, reason: str, code: int) -> None:
         """Ends the request with an error."""

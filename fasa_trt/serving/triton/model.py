@@ -89,8 +89,8 @@ class TritonPythonModel:
         answer.started.set()
 
     def _refuse(self, answer: Answer, reason: str, code: int) -> None:
-        answer.fail(reason, code)
         self._metrics.ended("refused")
+        answer.fail(reason, code)
 
     def _send(self) -> None:
         due = time.monotonic() + CANCELLATION_PERIOD
@@ -109,14 +109,14 @@ class TritonPythonModel:
 
     def _pass_on(self, answer: Answer, item: Item) -> None:
         answer.started.wait()  # the first item may be faster than `submit` returns
+        outcome = answer.outcome(item)
+        if outcome is not None:  # counted first: whoever has the answer finds it in the metrics
+            self._answers.discard(answer)
+            self._metrics.ended(outcome, answer.prompt_tokens, answer.generated_tokens)
+            self._metrics.running(len(self._answers))
         try:
-            outcome = answer.take(item)
+            answer.send(item)
         except Exception as error:  # the server does not take this one's responses
             pb_utils.Logger.log_error(f"fasa: cannot send a response: {error}")
             assert answer.stream is not None
             answer.stream.cancel()
-            outcome = "error" if item is None or isinstance(item, FasaError) else None
-        if outcome is not None:
-            self._answers.discard(answer)
-            self._metrics.ended(outcome, answer.prompt_tokens, answer.generated_tokens)
-            self._metrics.running(len(self._answers))
