@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 OUTCOMES = ("eos", "stop", "length", "cancelled", "error", "refused")
@@ -11,11 +12,15 @@ class Metrics:
     """Counters of one instance of the model; without effect where the server has metrics switched off.
 
     pb_utils: Triton's `triton_python_backend_utils`. labels: of every metric, which tell instances apart.
+
+    Triton's metrics are not for several threads: they release the GIL and change their shared memory without a lock
+    (`Metric::SendIncrementRequest` in python_backend's src/metric.cc), which brought the whole server down.
     """
 
     def __init__(self, pb_utils: Any, labels: dict[str, str]) -> None:
         self._families: list[Any] = []  # must outlive their metrics
         self._utils = pb_utils
+        self._lock = threading.Lock()
         try:
             answers = self._family("fasa_answers_total", "Answers by how they ended.", counter=True)
             prompt = self._family("fasa_prompt_tokens_total", "Tokens of prompts.", counter=True)
@@ -30,13 +35,15 @@ class Metrics:
 
     def ended(self, outcome: str, prompt_tokens: int = 0, generated_tokens: int = 0) -> None:
         if self._running is not None:
-            self._ended[outcome].increment(1)
-            self._prompt.increment(prompt_tokens)
-            self._generated.increment(generated_tokens)
+            with self._lock:
+                self._ended[outcome].increment(1)
+                self._prompt.increment(prompt_tokens)
+                self._generated.increment(generated_tokens)
 
     def running(self, requests: int) -> None:
         if self._running is not None:
-            self._running.set(requests)
+            with self._lock:
+                self._running.set(requests)
 
     def _family(self, name: str, description: str, *, counter: bool = False) -> Any:
         kinds = self._utils.MetricFamily
