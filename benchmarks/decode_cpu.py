@@ -19,6 +19,7 @@ from benchmarks.pair import dense_and_fasa
 from fasa_trt.bench.cpu import Timed, filled
 from fasa_trt.bench.record import summary
 from fasa_trt.cli.console import out, progress
+from fasa_trt.cli.settings import layer_list
 from fasa_trt.core.checkpoint import open_checkpoint
 from fasa_trt.core.errors import FasaError
 from fasa_trt.export.config import BuildConfig
@@ -37,6 +38,10 @@ def decode_cpu(
     context: Annotated[int, typer.Option(min=2, help="Tokens that a step attends to, its own included.")] = 16384,
     budget: Annotated[int | None, typer.Option(help="Tokens that FASA attends to.", show_default="256")] = None,
     n_tip: Annotated[int | None, typer.Option(help="Chunks that FASA scores.", show_default="3/8 of them")] = None,
+    dense_layers: Annotated[
+        str | None,
+        typer.Option(help="Layers of the FASA engine that attend to everything, as in build.", show_default="0"),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Blocks of each kind.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps in a block.")] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")] = None,
@@ -58,7 +63,13 @@ def decode_cpu(
     """
     facts = run_facts()
     checkpoint = open_checkpoint(model)
-    flags = {"budget": budget, "n_tip": n_tip, "max_seq_len": context, "max_batch_size": 1}
+    flags = {
+        "budget": budget,
+        "n_tip": n_tip,
+        "dense_layers": layer_list(dense_layers),
+        "max_seq_len": context,
+        "max_batch_size": 1,
+    }
     config = BuildConfig.resolve(checkpoint, flags=flags)
     if context <= config.budget + 1:
         raise FasaError(f"a context of {context} is within the budget: FASA is dense there", hint="raise --context")

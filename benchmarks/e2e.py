@@ -34,7 +34,7 @@ def e2e(
     require_gpu()
     import torch
 
-    from fasa_trt.bench.e2e import N_TIP, POINTS, run_e2e
+    from fasa_trt.bench.e2e import POINTS, run_e2e
     from fasa_trt.bench.shapes import config_of
     from fasa_trt.bench.weights import random_weights
     from fasa_trt.core.spec import SparseSpec
@@ -47,7 +47,7 @@ def e2e(
     weights = random_weights(config_of(shape), device=torch.device("cuda"), dtype=torch.bfloat16)
     points, repeats = (POINTS[2:3], 5) if quick else (POINTS, 30)
     record = {**new_record("e2e", commit or checked_out()), "weights": "random"}
-    run_e2e(record, shape, weights, points, SparseSpec(n_tip=N_TIP), repeats=repeats, write=write)
+    run_e2e(record, shape, weights, points, SparseSpec(), repeats=repeats, write=write)
     print(f"{time.perf_counter() - start:.0f} s in all", flush=True)
 
 

@@ -66,7 +66,7 @@ class BuildConfig:
     rule: str = "spread"
     sink: int = 4
     recent: int = 32
-    dense_layers: tuple[int, ...] = ()
+    dense_layers: tuple[int, ...] = SparseSpec.dense_layers
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod

@@ -6,7 +6,7 @@ each; where there are fewer, each is still read only once in many megabytes, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -73,22 +73,36 @@ class Labels:
         return NAMES.get(self.kind, self.kind)
 
 
-class CachedAttention:
-    """A layer's attention in a step: rotates, caches and labels the new token, then attends with `attend`."""
+@dataclass(frozen=True)
+class Side:
+    """How a layer attends, and the labels that it keeps for that."""
 
-    def __init__(self, weights: Weights, paged: Paged, labels: Labels, place: Place, attend: Attend) -> None:
-        self.weights, self.paged, self.labels, self.place, self.attend = weights, paged, labels, place, attend
+    labels: Labels
+    attend: Attend
+
+
+class CachedAttention:
+    """A layer's attention in a step: rotates, caches and labels the new token, then attends.
+
+    side: of all layers but those in `others`.
+    """
+
+    def __init__(
+        self, weights: Weights, paged: Paged, place: Place, side: Side, others: Mapping[int, Side] | None = None
+    ) -> None:
+        self.weights, self.paged, self.place, self.side, self.others = weights, paged, place, side, others or {}
         self.sequence = torch.arange(paged.batch, dtype=torch.int32, device=weights.device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [batch, heads, head_dim], k, v [batch, kv_heads, head_dim] before RoPE, heads contiguous. Like q."""
-        cache, labels, weights = layer % len(self.paged.pools), self.labels, self.weights
+        cache, weights, side = layer % len(self.paged.pools), self.weights, self.others.get(layer, self.side)
+        labels = side.labels
         q = append(
             q, k, v, self.sequence, self.place.position, weights.inv_freq, weights.rope_scale,
             self.paged.pools[cache], 0, self.paged.offsets, labels.labels[cache], labels.scales[cache], labels.kind,
             labels.n_tip, weights.layers[layer].q_norm, weights.layers[layer].k_norm, weights.eps,
         )  # fmt: skip
-        return self.attend(cache, q)
+        return side.attend(cache, q)
 
 
 def fasa_attend(paged: Paged, labels: Labels, place: Place, spec: SparseSpec) -> Attend:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fasa_trt.bench.caches import Attend, CachedAttention, Labels, Place, fasa_attend, no_attend
+from fasa_trt.bench.caches import Attend, CachedAttention, Labels, Place, Side, fasa_attend, no_attend
 from fasa_trt.bench.kernels import dense
 from fasa_trt.bench.kernels.cache import TOKENS, Paged, make_paged
 from fasa_trt.bench.kernels.rows import fastest
@@ -22,7 +22,6 @@ from fasa_trt.core.errors import FasaError
 from fasa_trt.core.spec import SparseSpec
 
 POINTS = ((4096, 1), (8192, 16), (32768, 1), (32768, 8), (32768, 32), (131072, 1), (131072, 8))  # context, batch
-N_TIP = 32
 MEMORY = 75 << 30  # bytes to stay within
 SPARE = 5 << 30  # workspaces, activations, graphs, what is not torch's
 HEADROOM = 64  # a step's context is between context - HEADROOM and context
@@ -44,13 +43,19 @@ def run_e2e(
 ) -> dict[str, Any]:
     """Adds to `record`, which `new_record` made, a row for each (context, batch). write gets it after every row.
 
-    Raises FasaError for contexts that FASA has nothing to do with.
+    Raises FasaError for contexts that FASA has nothing to do with, and settings that the model does not allow.
     """
     check_points(points, spec)
     heads = (weights.heads, weights.kv_heads, weights.head_dim)
     known, missing = dense.usable(kernels, heads)
     if not known:
         raise FasaError(f"no dense kernel runs here to compare with: {missing}", hint="run fasa-trt doctor")
+    spec = spec.resolve(
+        head_dim=weights.head_dim,
+        num_layers=len(weights.layers),
+        max_seq_len=max(context for context, _ in points),
+        quantised=True,
+    )
     record.update(
         shape=shape,
         dtype=str(weights.dtype).removeprefix("torch."),
@@ -100,7 +105,7 @@ def measure(
     linears: dict[str, Linear],
     repeats: int,
 ) -> dict[str, Any]:
-    """One row. Both sides and the step without attention use the same weights and the same pools."""
+    """One row. spec: resolved. Both sides and the step without attention use the same weights and the same pools."""
     place = Place.of(batch, context - HEADROOM, context, weights.device)
     heads = (weights.heads, weights.kv_heads, weights.head_dim)
     paged = dataclasses.replace(make_paged(context, batch, buffers, heads), lengths=place.lengths)
@@ -109,17 +114,20 @@ def measure(
     if name is None:
         raise FasaError(f"no dense kernel runs at {context} x {batch}", hint="fewer tokens")
 
-    def step_ms(labels: Labels, attend: Attend) -> list[float]:
+    def step_ms(side: Side, others: Mapping[int, Side] | None = None) -> list[float]:
         tokens = torch.arange(batch, device=weights.device)
-        loop = DecodeLoop(weights, CachedAttention(weights, paged, labels, place, attend), tokens, linears=linears)
+        loop = DecodeLoop(weights, CachedAttention(weights, paged, place, side, others), tokens, linears=linears)
         return [round(us / 1e3, 5) for us in replay_us([loop.step], repeats, in_a_graph=1)]
 
     unlabelled = Labels.none(paged.pools)
-    rest = step_ms(unlabelled, no_attend)
-    dense_samples = step_ms(unlabelled, dense_attend(kernels[name], paged))
+    rest = step_ms(Side(unlabelled, no_attend))
+    dense_samples = step_ms(Side(unlabelled, dense_attend(kernels[name], paged)))
     torch.cuda.empty_cache()  # of the kernel's own copies
-    labels = Labels.random(paged.pools, spec.n_tip or N_TIP)
-    fasa_samples = step_ms(labels, fasa_attend(paged, labels, place, spec))
+    labels = Labels.random(paged.pools, n_tip_of(spec))
+    ours = Side(unlabelled, dense_attend(dense.fasa_dense, paged))  # a dense layer of FASA's has the library's kernel
+    fasa_samples = step_ms(
+        Side(labels, fasa_attend(paged, labels, place, spec)), dict.fromkeys(spec.dense_layers, ours)
+    )
     times = {"dense": median(dense_samples), "fasa": median(fasa_samples), "rest": median(rest)}
     return {
         "context": context,
@@ -133,7 +141,7 @@ def measure(
         "tokens_per_second": {side: round(1e3 * batch / times[side], 1) for side in ("dense", "fasa")},
         "kv_buffers": buffers,
         "kv_bytes": len(weights.layers) * layer_bytes(weights, context, batch),
-        "label_bytes": len(weights.layers) * label_bytes(weights, context, batch, spec),
+        "label_bytes": (len(weights.layers) - len(spec.dense_layers)) * label_bytes(weights, context, batch, spec),
         "dense_candidates_us": {kernel: median(samples) for kernel, samples in candidates.items()},
         "linears": {projection: "compiled" for projection in linears},
         "spread_ms": {"dense": summary(dense_samples), "fasa": summary(fasa_samples), "rest": summary(rest)},
@@ -165,7 +173,12 @@ def layer_bytes(weights: Weights, context: int, batch: int) -> int:
 
 def label_bytes(weights: Weights, context: int, batch: int, spec: SparseSpec) -> int:
     """Of one layer's 4-bit labels and their scales."""
-    return weights.kv_heads * ((spec.n_tip or N_TIP) + 2) * context * batch
+    return weights.kv_heads * (n_tip_of(spec) + 2) * context * batch
+
+
+def n_tip_of(spec: SparseSpec) -> int:
+    assert spec.n_tip is not None  # resolved
+    return spec.n_tip
 
 
 def buffers_of(weights: Weights, context: int, batch: int, spec: SparseSpec, free: int) -> int:

@@ -120,7 +120,9 @@ Recent = Annotated[
 ]
 DenseLayers = Annotated[
     str | None,
-    typer.Option(help="Layers that attend to everything, like 0,1.", rich_help_panel=SPARSITY, show_default="none"),
+    typer.Option(
+        help="Layers that attend to everything, like 0,1, or none.", rich_help_panel=SPARSITY, show_default="0"
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help='JSON file with any of these settings, like {"budget": 512}.')

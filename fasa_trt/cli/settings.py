@@ -14,13 +14,15 @@ if TYPE_CHECKING:
 
 
 def layer_list(text: str | None) -> list[int] | None:
-    """[0, 1] from "0,1"; an empty text is an empty list. Raises FasaError."""
+    """[0, 1] from "0,1"; "none" and an empty text are an empty list. Raises FasaError."""
     if text is None:
         return None
+    if text.strip().lower() == "none":
+        return []
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise FasaError(f"--dense-layers {text!r} is not a list of layers", hint="for example 0,1") from None
+        raise FasaError(f"--dense-layers {text!r} is not a list of layers", hint="for example 0,1, or none") from None
 
 
 def resolve(

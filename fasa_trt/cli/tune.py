@@ -128,7 +128,8 @@ def tune(
 
     base = resolve(
         checkpoint, None, None, default_target(), target=target, lowering=lowering, labels=labels, reduction=reduction,
-        rule=rule, sink=sink, recent=recent, budget=None if tried_budgets is None else min(tried_budgets),
+        rule=rule, sink=sink, recent=recent, dense_layers="none",  # the search decides them
+        budget=None if tried_budgets is None else min(tried_budgets),
         n_tip=None if tried_n_tips is None else min(tried_n_tips),
     )  # fmt: skip
     from fasa_trt.core.atomic import write_bytes

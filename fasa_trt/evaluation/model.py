@@ -65,7 +65,7 @@ class EvalModel:
     @cached_property
     def sparse(self) -> list[bool]:
         """Layers that methods choose for: with RoPE, and without a window that is shorter than the model's length."""
-        spec, limit = SparseSpec(), self.max_seq_len
+        spec, limit = SparseSpec(dense_layers=()), self.max_seq_len
         return [can_be_sparse(self.checkpoint, spec, i, max_seq_len=limit) for i in range(self.num_layers)]
 
     @cached_property

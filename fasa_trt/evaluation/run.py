@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -52,9 +53,10 @@ class EvalPlan:
     def check(self, model: EvalModel) -> None:
         """Raises FasaError for contexts or methods that the model cannot do."""
         self.check_contexts(model.max_seq_len)
-        layer = model.sparse.index(True)
         for method in self.methods:
-            method.selector(model, layer)
+            chosen_for = (i for i in range(method.dense_layers, model.num_layers) if model.sparse[i])
+            for layer in itertools.islice(chosen_for, 1):
+                method.selector(model, layer)
 
     def points(self) -> Iterator[tuple[Task, int]]:
         for task in self.tasks:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from fasa_trt.bench import e2e, linears
 from fasa_trt.bench import weights as weights_module
-from fasa_trt.bench.caches import CachedAttention, Labels, Place, fasa_attend
+from fasa_trt.bench.caches import CachedAttention, Labels, Place, Side, fasa_attend
 from fasa_trt.bench.e2e import HEADROOM, buffers_of, check_points, dense_attend, run_e2e
 from fasa_trt.bench.kernels import cache, dense
 from fasa_trt.bench.kernels.cache import make_paged
@@ -47,10 +47,12 @@ def make_loop(weights: Weights, spec: SparseSpec | None, context: int = CONTEXT)
     paged = dataclasses.replace(pools, pools=[pool.to(weights.dtype) for pool in pools.pools], lengths=place.lengths)
     if spec is None:
         attend, labels = dense_attend(dense.fasa_dense, paged), Labels.none(paged.pools)
-        attention = CachedAttention(weights, paged, labels, place, attend)
+        attention = CachedAttention(weights, paged, place, Side(labels, attend))
     else:
         labels = Labels.random(paged.pools, spec.n_tip or 0)
-        attention = CachedAttention(weights, paged, labels, place, fasa_attend(paged, labels, place, spec))
+        ours = Side(Labels.none(paged.pools), dense_attend(dense.fasa_dense, paged))
+        sparse = Side(labels, fasa_attend(paged, labels, place, spec))
+        attention = CachedAttention(weights, paged, place, sparse, dict.fromkeys(spec.dense_layers, ours))
     return DecodeLoop(weights, attention, torch.zeros(BATCH, dtype=torch.long))
 
 
@@ -89,6 +91,16 @@ def test_beyond_the_budget_it_is_another_thing(tmp_path: Path) -> None:
     got, wanted = (logits_of(make_loop(weights, spec), ids) for spec in (SparseSpec(8, 4, sink=1, recent=4), None))
     torch.testing.assert_close(got[:, :8], wanted[:, :8])
     assert (got[:, 8:] - wanted[:, 8:]).abs().max() > 1e-2
+
+
+def test_dense_layers_attend_to_everything(tmp_path: Path) -> None:
+    weights = checkpoint_weights(open_checkpoint(make_model("llama", tmp_path)), device=CPU, dtype=torch.float32)
+    ids = torch.randint(2, 97, (BATCH, STEPS), generator=torch.Generator().manual_seed(0))
+    specs = [SparseSpec(8, 4, sink=1, recent=4, dense_layers=layers) for layers in ((), (0,), (0, 1, 2))]
+    sparse, mixed, dense_ = (logits_of(make_loop(weights, spec), ids) for spec in specs)
+    assert torch.equal(dense_, logits_of(make_loop(weights, None), ids))
+    for one, other in ((sparse, mixed), (mixed, dense_)):
+        assert (one[:, 8:] - other[:, 8:]).abs().max() > 1e-3
 
 
 def test_places_advance_and_start_again() -> None:
@@ -236,7 +248,7 @@ class TestOnGpu:
         paged = dataclasses.replace(paged, lengths=place.lengths)
         labels = Labels.random(paged.pools, 32)
         attend = fasa_attend(paged, labels, place, SparseSpec(n_tip=32))
-        loop = DecodeLoop(weights, CachedAttention(weights, paged, labels, place, attend), ids[:, 0].clone())
+        loop = DecodeLoop(weights, CachedAttention(weights, paged, place, Side(labels, attend)), ids[:, 0].clone())
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

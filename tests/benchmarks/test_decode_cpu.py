@@ -39,6 +39,15 @@ def test_figures_follow_from_the_samples(tmp_path: Path) -> None:
     assert 0 < result["kv_share_read"] < 1
 
 
+def test_dense_layers_read_more(tmp_path: Path) -> None:
+    model, shares = str(make_model("llama", tmp_path / "model")), []
+    for layers in ("none", None, "0,1"):
+        output = tmp_path / f"{layers}.json"
+        decode_cpu(model=model, **{**SMALL, "rounds": 2, "steps": 1}, dense_layers=layers, output=output)
+        shares.append(json.loads(output.read_text("utf-8"))["kv_share_read"])
+    assert shares[0] < shares[1] < shares[2] < 1
+
+
 def test_the_target_is_judged_by_medians() -> None:
     samples = {"dense": [0.010, 0.020, 0.900], "fasa": [0.010, 0.010, 0.010], "short": [0.005, 0.005, 0.005]}
     result = conclude(samples)
@@ -62,7 +71,7 @@ def test_the_baseline_knows_nothing_of_fasa(tmp_path: Path) -> None:
     config = BuildConfig.resolve(checkpoint, flags={"budget": 50, "max_seq_len": 128})
     dense, fasa = dense_and_fasa(checkpoint, config, tmp_path, seed=0)
     names = [{value.name for value in ir.load(engine.model_file).graph.inputs} for engine in (dense, fasa)]
-    assert "key.0" in names[0] and "key_label.0" in names[1]
+    assert "key.1" in names[0] and "key_label.1" in names[1]
     assert not any("label" in str(name) for name in names[0])
     nodes = {node.op_type for node in ir.load(dense.model_file).graph.all_nodes()}
     assert "TopK" not in nodes

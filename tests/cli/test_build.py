@@ -30,7 +30,7 @@ def engine(cli: Cli, tiny_dir: Path, profile: Path, tmp_path: Path) -> Path:
     built = cli("build", "-m", tiny_dir, "--profile", profile, "-o", path, "--budget", 64, "--max-seq-len", 512)
     assert built.status == 0, built.err
     assert "target: onnxruntime" in built.err  # the default is said aloud
-    assert "6 of 6 layers sparse" in built.err
+    assert "5 of 6 layers sparse" in built.err
     return path
 
 
@@ -77,7 +77,7 @@ def test_dense_reads_everything(cli: Cli, engine: Path) -> None:
 
 def test_inspect(cli: Cli, engine: Path, profile: Path) -> None:
     found = json.loads(cli("inspect", engine, "--json").out)
-    assert (found["target"], found["budget"], found["n_tip"], found["sparse_layers"]) == ("onnxruntime", 64, 24, 6)
+    assert (found["target"], found["budget"], found["n_tip"], found["sparse_layers"]) == ("onnxruntime", 64, 24, 5)
     assert found["files"].keys() >= {"config.json", "model.onnx", "model.onnx.data", "profile.safetensors"}
     assert "budget" in cli("inspect", engine).out
     assert json.loads(cli("inspect", profile, "--json").out)["frequency_chunks"] == 64
@@ -87,7 +87,7 @@ def test_dry_run_writes_nothing(cli: Cli, tiny_dir: Path, tmp_path: Path) -> Non
     found = json.loads(cli("build", "-m", tiny_dir, "-o", tmp_path / "engine", "--dry-run", "--json").out)
     sizes = found["sizes"]
     assert sizes["kv_bytes_per_token"] == 6 * 2 * 2 * 128 * 4  # layers, keys and values, KV heads, head_dim, float32
-    assert sizes["kv_read_per_token_fasa"] == 6 * 2 * 48 * 4
+    assert sizes["kv_read_per_token_fasa"] == (5 * 2 * 48 + 2 * 2 * 128) * 4  # labels, and a dense layer
     assert not list(tmp_path.iterdir())
 
 
@@ -98,11 +98,17 @@ def test_config_file_flags_and_set(cli: Cli, tiny_dir: Path, tmp_path: Path) -> 
     assert (config["budget"], config["sink"], config["recent"], config["dense_layers"]) == (300, 3, 8, [1])
 
 
+@pytest.mark.parametrize(("text", "layers"), [("none", []), ("", []), ("1, 0", [0, 1])])
+def test_dense_layers(text: str, layers: list[int], cli: Cli, tiny_dir: Path) -> None:
+    found = json.loads(cli("build", "-m", tiny_dir, "--dense-layers", text, "--dry-run", "--json").out)
+    assert found["config"]["dense_layers"] == layers and found["sizes"]["sparse_layers"] == 6 - len(layers)
+
+
 def test_export(cli: Cli, tiny_dir: Path, profile: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     done = cli("export", "-m", tiny_dir, "--profile", profile, "-o", file, "--dtype", "float16", "--json")
     assert done.status == 0, done.err
-    assert json.loads(done.out)["sparse_layers"] == 6
+    assert json.loads(done.out)["sparse_layers"] == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
     cli("export", "-m", tiny_dir, "-o", file).refused("exists already", "--force")
 
@@ -146,7 +152,7 @@ def test_the_plugin_lowering_is_said_aloud(
     assert built.status == 0, built.err
     said = " ".join(built.err.split())  # notes are wrapped
     assert "lowering plugin: tensorrt-rtx runs it, and its library is here" in said
-    assert "plugin lowering, budget 256, n_tip 24, prefix labels, bfloat16, 6 of 6 layers sparse" in said
+    assert "plugin lowering, budget 256, n_tip 24, prefix labels, bfloat16, 5 of 6 layers sparse" in said
     found = json.loads(cli("inspect", tmp_path / "engine", "--json").out)
     assert (found["target"], found["max_batch_size"], found["max_num_tokens"]) == ("tensorrt-rtx", 8, 8192)
     assert "model.onnx" not in found["files"]

@@ -35,7 +35,7 @@ def test_impossible(fields: dict[str, Any], message: str) -> None:
 
 def test_defaults() -> None:
     spec = SparseSpec()
-    assert (spec.budget, spec.sink, spec.recent, spec.n_tip, spec.dense_layers) == (256, 4, 32, None, ())
+    assert (spec.budget, spec.sink, spec.recent, spec.n_tip, spec.dense_layers) == (256, 4, 32, None, (0,))
     assert (spec.reduction, spec.rule) == ("sum", "spread")
 
 

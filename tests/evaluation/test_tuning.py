@@ -40,7 +40,7 @@ def windows(tiny: EvalModel) -> Windows:
 
 @pytest.fixture(scope="module")
 def base(tiny: EvalModel) -> BuildConfig:
-    return BuildConfig.resolve(tiny.checkpoint)
+    return BuildConfig.resolve(tiny.checkpoint, flags={"dense_layers": []})
 
 
 def settings(tiny: EvalModel, base: BuildConfig) -> list[BuildConfig]:

@@ -26,7 +26,7 @@ from tests.engines import random_profile
 from tests.models import make_model
 
 Array = NDArray[Any]
-SPEC = SparseSpec(budget=40, n_tip=5)
+SPEC = SparseSpec(budget=40, n_tip=5, dense_layers=())
 
 
 def opened(variant: str, tmp_path: Path, **overrides: Any) -> tuple[Checkpoint, LayerPlan, dict[str, Array]]:

@@ -58,7 +58,7 @@ def test_defaults(checkpoint: Checkpoint) -> None:
         rule="spread",
         sink=4,
         recent=32,
-        dense_layers=(),
+        dense_layers=(0,),
     )
 
 

@@ -34,6 +34,7 @@ FLAGS: dict[str, Any] = {
     "budget": 32,
     "sink": 2,
     "recent": 4,
+    "dense_layers": [],
 }
 
 

@@ -103,7 +103,7 @@ def profile_of(checkpoint: Checkpoint) -> Profile:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs files with holes")
-@pytest.mark.parametrize(("labels", "n_tip", "heads"), [("prefix", 24, None), ("int4", 32, [9] * LAYERS)])
+@pytest.mark.parametrize(("labels", "n_tip", "heads"), [("prefix", 24, None), ("int4", 32, [8] + [9] * (LAYERS - 1))])
 def test_llama_8b(
     labels: LabelKind,
     n_tip: int,

@@ -23,7 +23,9 @@ def test_text_part_of_gemma3(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Gemma3ForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "checkpoint")
-    _, _, backend = backend_of(tmp_path / "checkpoint", tmp_path, SparseSpec(budget=16, n_tip=4, sink=2, recent=4))
+    _, _, backend = backend_of(
+        tmp_path / "checkpoint", tmp_path, SparseSpec(budget=16, n_tip=4, sink=2, recent=4, dense_layers=())
+    )
     tokens = np.random.default_rng(0).integers(2, 97, (1, 40))
     with torch.no_grad():
         wanted = model(input_ids=torch.from_numpy(tokens)).logits.numpy()

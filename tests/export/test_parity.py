@@ -12,7 +12,7 @@ from fasa_trt.export.architectures import ARCHITECTURES
 from tests.engines import Exported, decode_steps, export, prefill, reference_steps, relative
 from tests.models import VARIANTS
 
-SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4)
+SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, dense_layers=())
 PROMPT, STEPS = 70, 32
 
 
@@ -71,7 +71,7 @@ def test_reductions(reduction: str, kv_heads: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("n_tip", "budget"), [(1, 7), (16, 16), (15, 64)])
 def test_n_tip_and_budget_edges(n_tip: int, budget: int, tmp_path: Path) -> None:
-    spec = SparseSpec(budget=budget, n_tip=n_tip, sink=2, recent=4)
+    spec = SparseSpec(budget=budget, n_tip=n_tip, sink=2, recent=4, dense_layers=())
     exported = export("llama", tmp_path, spec)
     ids = tokens(1)
     check_sparse(exported, ids[:, : PROMPT + 2])

@@ -17,7 +17,7 @@ from fasa_trt.export.plan import LayerPlan, plan_layers
 from tests.engines import random_profile
 from tests.models import make_model
 
-SPEC = SparseSpec(budget=40, n_tip=5)
+SPEC = SparseSpec(budget=40, n_tip=5, dense_layers=())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_layer_is_sparse(llama: Checkpoint) -> None:
 
 
 def test_one_dominant_chunk_is_enough(llama: Checkpoint) -> None:
-    layers = plans(llama, SparseSpec(budget=40, n_tip=1))
+    layers = plans(llama, SparseSpec(budget=40, n_tip=1, dense_layers=()))
     assert sparse_layers(layers) == [0, 1, 2]
     assert layers[0].label_dims == 2
 
@@ -58,7 +58,7 @@ def test_order_follows_the_rule(rule: Any, llama: Checkpoint) -> None:
     greedy = rng.permuted(np.tile(np.arange(16, dtype=np.int32), (3, 2, 1)), axis=-1)
     tables = rng.random((2, 3, 4, 16), np.float32)
     profile = dataclasses.replace(random_profile(llama), greedy=greedy, agreement=tables, ks=(64, 1024))
-    spec = SparseSpec(budget=1000, n_tip=5, rule=rule)
+    spec = SparseSpec(budget=1000, n_tip=5, rule=rule, dense_layers=())
     layers = plan_layers(llama, profile, spec, max_seq_len=2000)
     wanted = profile.ranking(rule, budget=1000)
     assert all((plan.order == wanted[plan.index]).all() for plan in layers)
@@ -66,7 +66,7 @@ def test_order_follows_the_rule(rule: Any, llama: Checkpoint) -> None:
 
 def test_greedy_that_was_not_computed(llama: Checkpoint) -> None:
     with pytest.raises(FasaError, match="no greedy order .*--greedy"):
-        plans(llama, SparseSpec(budget=40, n_tip=5, rule="greedy"))
+        plans(llama, SparseSpec(budget=40, n_tip=5, rule="greedy", dense_layers=()))
 
 
 def test_dense_layers_keep_their_natural_order(llama: Checkpoint) -> None:

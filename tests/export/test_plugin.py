@@ -24,7 +24,7 @@ from tests.engines import random_profile
 from tests.models import VARIANTS, make_model
 from tests.plugin_engine import LIMITS, overrides_of
 
-SPEC = SparseSpec(budget=16, n_tip=8, sink=2, recent=4)
+SPEC = SparseSpec(budget=16, n_tip=8, sink=2, recent=4, dense_layers=())
 
 
 def export(variant: str, directory: Path, *, spec: SparseSpec = SPEC, **arguments: Any) -> Exported:
@@ -140,7 +140,13 @@ def test_label_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pool_kv_heads(2, exported.layers, "int4") == [3, 2, 3]
     assert pool_kv_heads(2, exported.layers, "prefix") == [2, 2, 2]
     with pytest.raises(FasaError, match="int8 labels of 4 KV heads take 256 bytes a token, a label head has 128"):
-        export("llama", tmp_path, spec=SparseSpec(budget=64, n_tip=32), labels="int8", num_key_value_heads=4)
+        export(
+            "llama",
+            tmp_path,
+            spec=SparseSpec(budget=64, n_tip=32, dense_layers=()),
+            labels="int8",
+            num_key_value_heads=4,
+        )
 
 
 @pytest.mark.parametrize(
@@ -156,8 +162,14 @@ def test_label_heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             {"num_attention_heads": 34, "num_key_value_heads": 34, "hidden_size": 34},
             "no kernel for 34 query heads and 34 KV heads",
         ),
-        ({"spec": SparseSpec(budget=16, n_tip=12, sink=2, recent=4)}, r"no kernel for n-tip 12 \(--n-tip 16\)"),
-        ({"spec": SparseSpec(budget=15, n_tip=8, sink=2, recent=4)}, r"cannot attend to 15 tokens \(a budget of 16"),
+        (
+            {"spec": SparseSpec(budget=16, n_tip=12, sink=2, recent=4, dense_layers=())},
+            r"no kernel for n-tip 12 \(--n-tip 16\)",
+        ),
+        (
+            {"spec": SparseSpec(budget=15, n_tip=8, sink=2, recent=4, dense_layers=())},
+            r"cannot attend to 15 tokens \(a budget of 16",
+        ),
         ({"labels": "int4"}, r"does not read int4 labels \(it reads prefix\)"),
     ],
 )
@@ -193,7 +205,7 @@ def test_the_sample_model(tiny_dir: Path, tmp_path: Path) -> None:
 
 def test_dense_models_have_no_sparse_limits(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(make_model("llama", tmp_path / "checkpoint", head_dim=64))
-    spec = SparseSpec(budget=8, n_tip=3, sink=1, recent=1)
+    spec = SparseSpec(budget=8, n_tip=3, sink=1, recent=1, dense_layers=())
     exported = export_plugin_onnx(checkpoint, None, spec, tmp_path / "m.onnx", dtype="float16", limits=LIMITS)
     _, _, attributes = nodes_of(exported)
     assert [a["n_tip"] for a in attributes] == [0, 0, 0]

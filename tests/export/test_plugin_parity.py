@@ -14,7 +14,7 @@ from tests.engines import random_profile, reference_steps, relative
 from tests.models import VARIANTS
 from tests.plugin_engine import LIMITS, Made, PackedEngine, make_engine
 
-SPEC = SparseSpec(budget=16, n_tip=8, sink=2, recent=4)
+SPEC = SparseSpec(budget=16, n_tip=8, sink=2, recent=4, dense_layers=())
 PROMPT, STEPS = 66, 6  # phi3-longrope changes its frequencies at 64
 
 
@@ -56,7 +56,7 @@ def test_reductions(reduction: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "gemma2"])
 def test_in_flight_batching_within_the_budget_equals_transformers(variant: str, tmp_path: Path) -> None:
     """Sequences join while others decode; a prompt arrives in chunks; all blocks are shuffled."""
-    made = make_engine(variant, tmp_path, SparseSpec(budget=128, n_tip=8))
+    made = make_engine(variant, tmp_path, SparseSpec(budget=128, n_tip=8, dense_layers=()))
     engine, ids = made.engine, random_tokens(3)
     wanted = made.logits(ids)
     prompts = (20, 33, 9)
@@ -82,7 +82,7 @@ def test_in_flight_batching_within_the_budget_equals_transformers(variant: str, 
 
 
 def test_half_precision_is_close(tmp_path: Path) -> None:
-    made = make_engine("qwen3", tmp_path, SparseSpec(budget=128, n_tip=8))
+    made = make_engine("qwen3", tmp_path, SparseSpec(budget=128, n_tip=8, dense_layers=()))
     spec, path = made.spec, tmp_path / "half.onnx"
     export_plugin_onnx(made.checkpoint, random_profile(made.checkpoint), spec, path, dtype="float16", limits=LIMITS)
     engine, ids = PackedEngine(path, made.checkpoint, made.layers, "float16"), random_tokens(1)

@@ -15,7 +15,7 @@ from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
 from tests.engines import Exported, decode_steps, export, prefill, relative
 
 BUDGET = 16
-SPEC = SparseSpec(budget=BUDGET, n_tip=4, sink=2, recent=4)
+SPEC = SparseSpec(budget=BUDGET, n_tip=4, sink=2, recent=4, dense_layers=())
 Array = NDArray[Any]
 
 

@@ -27,7 +27,7 @@ from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
 from tests.engines import MAX_SEQ_LEN, decode_steps, export, prefill, random_profile, relative
 from tests.models import VARIANTS, make_model
 
-SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4)
+SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, dense_layers=())
 SMALL: dict[str, Any] = {"num_hidden_layers": 1}
 # Two layers where they differ: windowed and full, with and without RoPE.
 DIFFERING: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def test_half_precision_builds(variant: str, dtype: str, tmp_path: Path, trt: An
 
 @pytest.mark.parametrize("reduction", ["mean_softmax", "max_softmax", "per_head", "sampled_softmax"])
 def test_reductions_build(reduction: Any, tmp_path: Path, trt: Any) -> None:
-    spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction)
+    spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction, dense_layers=())
     assert not build(fixed_model("llama", tmp_path, spec=spec))["warnings"]
 
 
@@ -105,7 +105,7 @@ def test_bindings_are_those_of_the_graph(tmp_path: Path, trt: Any) -> None:
 @pytest.mark.parametrize("variant", ["llama", "gemma2"])
 @pytest.mark.parametrize("reduction", ["sum", "per_head", "sampled_softmax"])
 def test_the_graph_for_tensorrt_computes_the_same(variant: str, reduction: Any, tmp_path: Path) -> None:
-    spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction)
+    spec = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, reduction=reduction, dense_layers=())
     overrides = {**SMALL, **DIFFERING.get(variant, {})}
     plain = export(variant, tmp_path / "plain", spec, **overrides).backend
     file = fixed_model(variant, tmp_path / "fixed", spec=spec)

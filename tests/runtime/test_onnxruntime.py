@@ -18,7 +18,7 @@ from fasa_trt.runtime.onnxruntime import OnnxRuntimeBackend
 from tests.engines import MAX_SEQ_LEN, Exported, decode_steps, export, prefill, relative
 
 Array = NDArray[Any]
-SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4)
+SPEC = SparseSpec(budget=16, n_tip=4, sink=2, recent=4, dense_layers=())
 PROMPT = 30
 
 

@@ -137,7 +137,8 @@ def test_other_settings_and_back(tmp_path: Path) -> None:
 def test_defaults(tiny_dir: Path) -> None:
     model: Any = load_fasa(tiny_dir, random_profile(open_checkpoint(tiny_dir)), device="cpu")
     cache = model(torch.tensor([[0, 5]])).past_key_values
-    assert (cache.layers[0].settings.plan.n_tip, cache.layers[0].settings.labels) == (32, "int4")
+    assert [layer.settings.plan.n_tip for layer in cache.layers] == [0] + [32] * 5
+    assert cache.layers[1].settings.labels == "int4"
     assert cache.get_seq_length() == 2
     cache.reset()
     assert cache.get_seq_length() == 0

@@ -28,6 +28,7 @@ class Fasa(Method):
     summary: ClassVar[str] = "dominant frequency chunks score all tokens (arXiv 2602.03152)"
     uses_profile: ClassVar[bool] = True
 
+    dense_layers: int = len(SparseSpec.dense_layers)
     n_tip: int | None = None
     reduction: Reduction = SparseSpec.reduction
     labels: str = "int4"
@@ -42,7 +43,9 @@ class Fasa(Method):
         self._spec()
 
     def _spec(self) -> SparseSpec:
-        return SparseSpec(self.budget, self.n_tip, self.reduction, self.rule, self.sink, self.recent)
+        return SparseSpec(
+            self.budget, self.n_tip, self.reduction, self.rule, self.sink, self.recent, tuple(range(self.dense_layers))
+        )
 
     def resolved(self, layers: Layers) -> SparseSpec:
         """With n_tip filled in. Raises FasaError when the model has fewer chunks."""

@@ -32,6 +32,7 @@ class LossMeter:
         spec = config.spec
         method = Fasa(
             budget=spec.budget,
+            dense_layers=0,  # those of spec need not be the first
             n_tip=spec.n_tip,
             reduction=spec.reduction,
             labels=config.labels,

@@ -38,7 +38,7 @@ def load_fasa(
     rule: Rule = "spread",
     sink: int = 4,
     recent: int = 32,
-    dense_layers: Sequence[int] = (),
+    dense_layers: Sequence[int] = SparseSpec.dense_layers,
     labels: str = "int4",
     device: str = "auto",
     dtype: str = "auto",
