@@ -37,8 +37,8 @@ class SparseSpec:
         them first. `per_head` gives each head a token set of its own, as in the paper.
     rule: how calibration ranks frequency chunks.
     sink, recent: tokens at the start and at the end of the context that are always attended.
-    dense_layers: layers that attend to everything. The first one does, as in the paper's code: its heads share a token
-        set badly. Measured: docs/quality.md.
+    dense_layers: layers that attend to everything. By default the first, as in the paper's code: selection can cost
+        most there. Measured: docs/quality.md.
     """
 
     budget: int = 256

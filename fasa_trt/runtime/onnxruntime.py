@@ -168,6 +168,8 @@ def _session(file: Path, providers: list[str], threads: int | None) -> ort.Infer
         if threads < 1:
             raise FasaError(f"threads must be at least 1, not {threads}", hint="leave it out to use all cores")
         options.intra_op_num_threads = threads
+    # Between steps the threads sleep: spinning, they slow down whatever else runs, another engine's step by half.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         return ort.InferenceSession(file, options, providers=providers)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,17 @@ def test_choice_of_provider(wanted: str | None, cuda: bool, device: str, monkeyp
 @pytest.mark.parametrize("threads", [0, -1])
 def test_impossible_threads(threads: int, tmp_path: Path) -> None:
     refused(tmp_path, f"threads must be at least 1, not {threads}", threads=threads)
+
+
+def test_threads_rest_between_steps(exported: Exported) -> None:
+    """Waiting costs no processor time, with a pool of threads that would spin for it."""
+    directory = exported.checkpoint.path.parent
+    file = engine(directory, model_file=next(directory.glob("*.onnx")).name)
+    backend = OnnxRuntimeBackend(file, threads=4, provider="cpu")
+    prefill(backend, np.full((1, 8), 5))
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.02
 
 
 def test_threads(exported: Exported) -> None:
