@@ -11,6 +11,7 @@ from torch import Tensor
 from fasa_trt.bench.kernels.cache import HEAD_DIM, KV_HEADS, Q_HEADS, SCALE, TOKENS, Paged
 from fasa_trt.bench.kernels.timing import Calls
 from fasa_trt.core.spec import SparseSpec
+from fasa_trt.plugins.torch.label_head import LABEL_BYTES
 
 BUDGET, SINK, RECENT = 256, 4, 32
 NAMES = {"int4": "4bit", "int8": "8bit"}  # in the records
@@ -31,7 +32,7 @@ class Variant:
     @property
     def cache_row(self) -> int:
         """Bytes of a token's label in a cache of its own, per KV head."""
-        return {"prefix": 0, "int4": self.n_tip, "int8": 2 * self.n_tip, "fp8": 2 * self.n_tip}[self.kind]
+        return LABEL_BYTES.get(self.kind, 0) * self.n_tip
 
     def bytes_of(self, context: int, batch: int) -> int:
         """What a step must read: every label with its scale once, and the chosen tokens' keys and values."""

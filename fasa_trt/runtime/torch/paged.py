@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fasa_trt.plugins.torch.dense import dense_decode, prefill
+from fasa_trt.plugins.torch.label_head import LABEL_BYTES
 from fasa_trt.plugins.torch.ops import append, decode
 from fasa_trt.runtime.torch.cache import FasaLayer
 from fasa_trt.runtime.torch.step import DeviceStep, Step
@@ -69,8 +70,7 @@ class PagedLayer(FasaLayer):
 
     @cached_property
     def _label_bytes(self) -> int:
-        n_tip = self.settings.plan.n_tip
-        return {"prefix": 0, "int4": n_tip, "int8": 2 * n_tip, "fp8": 2 * n_tip}[self._kind]
+        return LABEL_BYTES.get(self._kind, 0) * self.settings.plan.n_tip
 
     def _permuted(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q and k with dominant dims first, pair members side by side; a dense layer's as they are."""
