@@ -138,6 +138,7 @@ def evaluate(
         "fingerprint": checkpoint.fingerprint,
         "profile": None if profile is None else digest(profile),
         "methods": list(dict.fromkeys(method.label for method in plan.methods)),
+        "options": {method.label: method.options for method in plan.methods},
         "budgets": sorted({method.budget for method in plan.methods if method.uses_budget}),
         "tasks": [task.name for task in plan.tasks],
         "contexts": list(plan.contexts),

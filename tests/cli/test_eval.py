@@ -35,6 +35,7 @@ def test_table_results_and_plots(cli: Cli, tiny_dir: Path, profile: Path, tmp_pa
     found = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
     assert found["complete"] and len(found["records"]) == 5 * 8
     assert found["config"]["methods"] == ["dense", "fasa", "quest"] and found["config"]["budgets"] == [48, 64]
+    assert found["config"]["options"]["fasa"]["dense_layers"] == 1 and found["config"]["options"]["dense"]
     assert found["environment"]["versions"]["torch"]
 
     again = cli(*command, "--json")

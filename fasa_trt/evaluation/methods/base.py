@@ -86,6 +86,11 @@ class Method:
         return {}
 
     @property
+    def options(self) -> dict[str, Any]:
+        """All of them but the budget, defaults too: a label's meaning, which a later version may change."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "budget"}
+
+    @property
     def label(self) -> str:
         """The method as `--methods` takes it: its name, and the options that are not the default."""
         options = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

@@ -57,7 +57,7 @@ class Fasa(Method):
         )
 
     def facts(self, layers: Layers) -> dict[str, Any]:
-        return {"n_tip": self.resolved(layers).n_tip}
+        return {"n_tip": self.resolved(layers).n_tip, "dense_layers": self.dense_layers}
 
     def selector(self, layers: Layers, layer: int) -> Selector | None:
         spec = self.resolved(layers)
