@@ -30,7 +30,8 @@ def evaluate(
         str,
         typer.Option(
             help="dense | fasa | oracle | quest | snapkv | streamingllm | triattention | random, with options like "
-            "fasa:n_tip=16:labels=prefix:reduction=sampled_softmax. dense always runs."
+            "fasa:n_tip=16:labels=prefix:reduction=sampled_softmax. dense always runs. fasa keeps the first layer "
+            "dense, as build does: quest:dense_layers=1 does so, too, and fasa:dense_layers=0 does not."
         ),
     ] = "fasa,oracle,quest,snapkv,streamingllm",
     budgets: Annotated[
