@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sized
 from typing import Any
 
 OUTCOMES = ("eos", "stop", "length", "cancelled", "error", "refused")
@@ -40,10 +41,11 @@ class Metrics:
                 self._prompt.increment(prompt_tokens)
                 self._generated.increment(generated_tokens)
 
-    def running(self, requests: int) -> None:
+    def running(self, requests: Sized) -> None:
+        """requests: counted with the lock held, so that the last thread to report has the last word."""
         if self._running is not None:
             with self._lock:
-                self._running.set(requests)
+                self._running.set(len(requests))
 
     def _family(self, name: str, description: str, *, counter: bool = False) -> Any:
         kinds = self._utils.MetricFamily

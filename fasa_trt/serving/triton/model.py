@@ -85,7 +85,7 @@ class TritonPythonModel:
         answer.streams = wanted.stream
         answer.stream = wanted.submit(self._service, lambda item: self._items.put((answer, item)))
         self._answers.add(answer)
-        self._metrics.running(len(self._answers))
+        self._metrics.running(self._answers)
         answer.started.set()
 
     def _refuse(self, answer: Answer, reason: str, code: int) -> None:
@@ -113,7 +113,7 @@ class TritonPythonModel:
         if outcome is not None:  # counted first: whoever has the answer finds it in the metrics
             self._answers.discard(answer)
             self._metrics.ended(outcome, answer.prompt_tokens, answer.generated_tokens)
-            self._metrics.running(len(self._answers))
+            self._metrics.running(self._answers)
         try:
             answer.send(item)
         except Exception as error:  # the server does not take this one's responses

@@ -48,11 +48,14 @@ class MetricFamily:
 def test_threads_take_turns() -> None:
     metrics = Metrics(SimpleNamespace(MetricFamily=MetricFamily, TritonModelException=RuntimeError), LABELS)
     with ThreadPoolExecutor(8) as pool:
+        busy: list[int] = []
         for row in range(200):
             pool.submit(metrics.ended, OUTCOMES[row % len(OUTCOMES)], 3, 2)
-            pool.submit(metrics.running, row)
+            busy.append(row)
+            pool.submit(metrics.running, busy)
     found: dict[str, Any] = {family.name: sum(metric.value for metric in family.made) for family in metrics._families}
     assert not Metric.overlapped
+    assert found["fasa_answers_in_flight"] == 200
     assert found["fasa_answers_total"] == 200
     assert (found["fasa_prompt_tokens_total"], found["fasa_generated_tokens_total"]) == (600, 400)
 
@@ -66,5 +69,5 @@ def test_without_metrics_nothing_is_counted() -> None:
     logger = SimpleNamespace(log_warn=said.append)
     metrics = Metrics(SimpleNamespace(MetricFamily=family, TritonModelException=RuntimeError, Logger=logger), LABELS)
     metrics.ended("eos", 1, 1)
-    metrics.running(1)
+    metrics.running([1])
     assert said == ["fasa: no metrics of the model's own: metrics are off"]
