@@ -239,10 +239,13 @@ def test_threads_rest_between_steps(exported: Exported) -> None:
     directory = exported.checkpoint.path.parent
     file = engine(directory, model_file=next(directory.glob("*.onnx")).name)
     backend = OnnxRuntimeBackend(file, threads=4, provider="cpu")
-    prefill(backend, np.full((1, 8), 5))
-    before = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - before < 0.02
+    busy = []
+    for _ in range(3):  # the least counts: this process may have other things to do
+        prefill(backend, np.full((1, 8), 5))
+        before = time.process_time()
+        time.sleep(0.2)
+        busy.append(time.process_time() - before)
+    assert min(busy) < 0.01
 
 
 def test_threads(exported: Exported) -> None:
