@@ -19,6 +19,9 @@ from fasa_trt.bench.shapes import SHAPES
 def e2e(
     output: Annotated[Path | None, typer.Option(help="Result file, rewritten after every row.")] = None,
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "llama-3.1-8b",
+    dense_layers: Annotated[
+        str | None, typer.Option(help="Layers that attend to everything, like 0,1, or none.", show_default="0")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="One point, few repeats: does it run at all?")] = False,
     commit: Annotated[str | None, typer.Option(help="Of the kernels, where this is not a git checkout.")] = None,
 ) -> None:
@@ -37,7 +40,7 @@ def e2e(
     from fasa_trt.bench.e2e import POINTS, run_e2e
     from fasa_trt.bench.shapes import config_of
     from fasa_trt.bench.weights import random_weights
-    from fasa_trt.core.spec import SparseSpec
+    from fasa_trt.cli.bench import sparse_spec
 
     def write(result: dict[str, Any]) -> None:
         if output:
@@ -47,7 +50,7 @@ def e2e(
     weights = random_weights(config_of(shape), device=torch.device("cuda"), dtype=torch.bfloat16)
     points, repeats = (POINTS[2:3], 5) if quick else (POINTS, 30)
     record = {**new_record("e2e", commit or checked_out()), "weights": "random"}
-    run_e2e(record, shape, weights, points, SparseSpec(), repeats=repeats, write=write)
+    run_e2e(record, shape, weights, points, sparse_spec(256, dense_layers), repeats=repeats, write=write)
     print(f"{time.perf_counter() - start:.0f} s in all", flush=True)
 
 

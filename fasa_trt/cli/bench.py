@@ -40,6 +40,9 @@ def e2e(
     contexts: Annotated[str | None, typer.Option(help="Tokens, like 8192,32768.")] = None,
     batches: Annotated[str | None, typer.Option(help="Sequences in a step, like 1,8.")] = None,
     budget: Annotated[int, typer.Option(help="Tokens that FASA attends to.")] = 256,
+    dense_layers: Annotated[
+        str | None, typer.Option(help="Layers that attend to everything, like 0,1, or none.", show_default="0")
+    ] = None,
     repeats: Annotated[int, typer.Option(min=2, help="Timed steps of each kind.")] = 30,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")] = None,
     output: Output = None,
@@ -54,7 +57,6 @@ def e2e(
     Example: fasa-trt bench e2e --model examples/models/fasa-tiny --device cpu --contexts 8192 --report report.html
     """
     from fasa_trt.core.errors import FasaError
-    from fasa_trt.core.spec import SparseSpec
 
     if model is not None and shape is not None:
         raise FasaError("--model and --shape exclude each other")
@@ -62,12 +64,13 @@ def e2e(
     on_gpu = uses_gpu(device)
     if not on_gpu and (model is None or shape is not None):
         raise FasaError("on a CPU, bench e2e needs a checkpoint", hint="--model DIR, a small one")
+    spec = sparse_spec(budget, dense_layers)
     with recording(output, json_output) as write:
         if on_gpu:
-            record = _on_gpu(model, shape or "llama-3.1-8b", points, SparseSpec(budget=budget), repeats, write)
+            record = _on_gpu(model, shape or "llama-3.1-8b", points, spec, repeats, write)
         else:
             assert model is not None
-            record = _on_cpu(model, points, SparseSpec(budget=budget), repeats, threads, write)
+            record = _on_cpu(model, points, spec, repeats, threads, write)
     conclude(record, report, json_output)
 
 
@@ -107,6 +110,15 @@ def report_(
 
     write_bytes(output, html_report([read_record(path) for path in records]).encode())
     say(f"wrote {output}")
+
+
+def sparse_spec(budget: int, dense_layers: str | None) -> SparseSpec:
+    """Raises FasaError for what is no list of layers, or an impossible budget."""
+    from fasa_trt.cli.settings import layer_list
+    from fasa_trt.core.spec import SparseSpec
+
+    layers = layer_list(dense_layers)
+    return SparseSpec(budget, dense_layers=SparseSpec.dense_layers if layers is None else tuple(layers))
 
 
 def points_of(contexts: str | None, batches: str | None) -> list[tuple[int, int]] | None:

@@ -27,6 +27,7 @@ def test_steps_on_a_cpu(model: Path, cli: Cli, tmp_path: Path) -> None:
     assert result.status == 0, result.err
     assert "no GPU was used" in result.out and "48 x 1" in result.out
     found = json.loads(record.read_text("utf-8"))
+    assert found["sparse"]["dense_layers"] == [0]
     assert found["device"] == "cpu" and "gpu" not in found and len(found["rows"]) == 1
     assert found["run_id"] in page.read_text("utf-8")
 
@@ -36,8 +37,9 @@ def test_steps_on_a_cpu(model: Path, cli: Cli, tmp_path: Path) -> None:
 
 
 def test_json_is_all_there_is_on_stdout(model: Path, cli: Cli) -> None:
-    result = cli("bench", "e2e", "--model", model, *SMALL, "--json")
-    assert json.loads(result.out)["rows"][0]["batch"] == 1
+    result = cli("bench", "e2e", "--model", model, *SMALL, "--dense-layers", "none", "--json")
+    found = json.loads(result.out)
+    assert found["rows"][0]["batch"] == 1 and found["sparse"]["dense_layers"] == []
     assert "dense" in result.err
 
 
@@ -56,6 +58,7 @@ def test_points() -> None:
         (("e2e", "--device", "tpu"), "unknown device 'tpu'"),
         (("e2e", "--model", "x", "--contexts", "many"), "--contexts 'many' is not a list"),
         (("e2e", "--model", "x", "--batches", "0"), "--batches '0' is not a list"),
+        (("e2e", "--model", "x", "--device", "cpu", "--dense-layers", "first"), "not a list of layers"),
         (("e2e", "--model", "missing", "--device", "cpu"), "no such model"),
         (("kernels", "--only", "speed"), "no such section"),
         (("report", "missing.json"), "cannot read missing.json"),
