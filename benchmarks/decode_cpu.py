@@ -18,6 +18,7 @@ from benchmarks.common import ROOT, SAMPLE_MODEL, main, run_facts, write_result
 from benchmarks.pair import dense_and_fasa
 from fasa_trt.bench.cpu import Timed, filled
 from fasa_trt.bench.record import summary
+from fasa_trt.cli import options as opt
 from fasa_trt.cli.console import out, progress
 from fasa_trt.cli.settings import layer_list
 from fasa_trt.core.checkpoint import open_checkpoint
@@ -38,10 +39,7 @@ def decode_cpu(
     context: Annotated[int, typer.Option(min=2, help="Tokens that a step attends to, its own included.")] = 16384,
     budget: Annotated[int | None, typer.Option(help="Tokens that FASA attends to.", show_default="256")] = None,
     n_tip: Annotated[int | None, typer.Option(help="Chunks that FASA scores.", show_default="3/8 of them")] = None,
-    dense_layers: Annotated[
-        str | None,
-        typer.Option(help="Layers of the FASA engine that attend to everything, as in build.", show_default="0"),
-    ] = None,
+    dense_layers: opt.DenseLayers = None,
     rounds: Annotated[int, typer.Option(min=2, help="Blocks of each kind.")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps in a block.")] = 5,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")] = None,

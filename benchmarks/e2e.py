@@ -14,14 +14,13 @@ import typer
 from benchmarks.common import commit as checked_out
 from benchmarks.common import main, write_result
 from fasa_trt.bench.shapes import SHAPES
+from fasa_trt.cli import options as opt
 
 
 def e2e(
     output: Annotated[Path | None, typer.Option(help="Result file, rewritten after every row.")] = None,
     shape: Annotated[str, typer.Option(help=f"One of {', '.join(SHAPES)}.")] = "llama-3.1-8b",
-    dense_layers: Annotated[
-        str | None, typer.Option(help="Layers that attend to everything, like 0,1, or none.", show_default="0")
-    ] = None,
+    dense_layers: opt.DenseLayers = None,
     quick: Annotated[bool, typer.Option("--quick", help="One point, few repeats: does it run at all?")] = False,
     commit: Annotated[str | None, typer.Option(help="Of the kernels, where this is not a git checkout.")] = None,
 ) -> None:
@@ -41,6 +40,7 @@ def e2e(
     from fasa_trt.bench.shapes import config_of
     from fasa_trt.bench.weights import random_weights
     from fasa_trt.cli.bench import sparse_spec
+    from fasa_trt.core.spec import SparseSpec
 
     def write(result: dict[str, Any]) -> None:
         if output:
@@ -50,7 +50,7 @@ def e2e(
     weights = random_weights(config_of(shape), device=torch.device("cuda"), dtype=torch.bfloat16)
     points, repeats = (POINTS[2:3], 5) if quick else (POINTS, 30)
     record = {**new_record("e2e", commit or checked_out()), "weights": "random"}
-    run_e2e(record, shape, weights, points, sparse_spec(256, dense_layers), repeats=repeats, write=write)
+    run_e2e(record, shape, weights, points, sparse_spec(SparseSpec.budget, dense_layers), repeats=repeats, write=write)
     print(f"{time.perf_counter() - start:.0f} s in all", flush=True)
 
 

@@ -26,8 +26,7 @@ from fasa_trt.export.plugin_limits import LABEL_KINDS, LabelKind, check_kernels,
 from fasa_trt.plugins.plugin_library import CREATOR
 
 OP_TYPE, VERSION, DOMAIN = CREATOR
-# As in plugins/kernels/fasa.h.
-DENSE_AUTO = -1
+DENSE_AUTO = -1  # as in plugins/kernels/fasa.h
 NODE_BINDINGS = (
     "sequence_length",
     "context_lengths",

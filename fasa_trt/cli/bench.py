@@ -40,9 +40,7 @@ def e2e(
     contexts: Annotated[str | None, typer.Option(help="Tokens, like 8192,32768.")] = None,
     batches: Annotated[str | None, typer.Option(help="Sequences in a step, like 1,8.")] = None,
     budget: Annotated[int, typer.Option(help="Tokens that FASA attends to.")] = 256,
-    dense_layers: Annotated[
-        str | None, typer.Option(help="Layers that attend to everything, like 0,1, or none.", show_default="0")
-    ] = None,
+    dense_layers: opt.DenseLayers = None,
     repeats: Annotated[int, typer.Option(min=2, help="Timed steps of each kind.")] = 30,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", show_default="all cores")] = None,
     output: Output = None,
@@ -184,7 +182,6 @@ def _on_gpu(
     repeats: int,
     write: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    import dataclasses
 
     import torch
 
@@ -193,7 +190,6 @@ def _on_gpu(
     from fasa_trt.bench.shapes import config_of
     from fasa_trt.bench.weights import checkpoint_weights, random_weights
     from fasa_trt.core.checkpoint import open_checkpoint
-    from fasa_trt.core.spec import usual_n_tip
 
     chosen = POINTS if points is None else points
     check_points(chosen, spec)
@@ -204,7 +200,6 @@ def _on_gpu(
         checkpoint = open_checkpoint(model)
         weights = checkpoint_weights(checkpoint, device=device, dtype=dtype)
         source, shape = "the checkpoint's", checkpoint.path.name
-    spec = dataclasses.replace(spec, n_tip=usual_n_tip(weights.head_dim, quantised=True))
     return run_e2e({**record, "weights": source}, shape, weights, chosen, spec, repeats=repeats, write=write)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -54,8 +53,8 @@ class EvalPlan:
         """Raises FasaError for contexts or methods that the model cannot do."""
         self.check_contexts(model.max_seq_len)
         for method in self.methods:
-            chosen_for = (i for i in range(method.dense_layers, model.num_layers) if model.sparse[i])
-            for layer in itertools.islice(chosen_for, 1):
+            layer = next((i for i in range(method.dense_layers, model.num_layers) if model.sparse[i]), None)
+            if layer is not None:
                 method.selector(model, layer)
 
     def points(self) -> Iterator[tuple[Task, int]]:
