@@ -182,7 +182,6 @@ def _on_gpu(
     repeats: int,
     write: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-
     import torch
 
     from fasa_trt.bench.e2e import POINTS, check_points, run_e2e
