@@ -12,6 +12,11 @@
 
 namespace fasa {
 
+__device__ inline float element(fasa_dtype dtype, const void* array, int64_t i) {
+    return dtype == FASA_FLOAT16 ? to_float(static_cast<const __half*>(array)[i])
+                                 : to_float(static_cast<const __nv_bfloat16*>(array)[i]);
+}
+
 // The tiles of products (slices) of HEADS KV heads of which a warp scores the same tokens, and whose query
 // heads their columns are.
 template <int HEADS, bool PAIRS>
@@ -56,8 +61,8 @@ struct HeadQueries {
           room(room) {}
 
     // Prepares the query heads of `kv_heads` KV heads from `first` on, with their `normalisers` (or NULL); by
-    // all threads of the block. `slot` says where in factor and the like a member of a head belongs, and
-    // `column` which column of its head's matrices it is. `keep`: also for whoever scores a token again.
+    // all threads of the block. `slot_of` says where in factor and the like a member of a head belongs, and
+    // `column_of` which column of its head's matrices it is. `keep`: also for whoever scores a token again.
     // Columns without a query head are zero and count for nothing.
     template <typename Slot, typename Column>
     __device__ void fill(const fasa_decode_params& p, const Scores& scores, int seq, int first, int kv_heads,

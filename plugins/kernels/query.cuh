@@ -19,24 +19,58 @@ __host__ __device__ inline float logit_factor(const fasa_decode_params& p) {
     return by_softmax(p.reduction) ? p.scale * kLog2e : p.scale;
 }
 
-__device__ inline float element(fasa_dtype dtype, const void* array, int64_t i) {
-    return dtype == FASA_FLOAT16 ? to_float(static_cast<const __half*>(array)[i])
-                                 : to_float(static_cast<const __nv_bfloat16*>(array)[i]);
+template <typename T2>
+__device__ inline float2 both(uint32_t word) {
+    const T2 two = *reinterpret_cast<const T2*>(&word);
+    return {to_float(two.x), to_float(two.y)};
 }
 
-// The query of a slot over its label dims: `heads` heads from `first` on, summed in their order. `out` is
-// shared memory of 2 * n_tip floats; one warp works together.
-__device__ inline void reduce_query(float* out, const fasa_decode_params& p, int seq, int first, int heads) {
-    const int64_t at = (static_cast<int64_t>(seq) * p.num_q_heads + first) * p.pool.head_dim;
-    for (int d = threadIdx.x % kWarp; d < 2 * p.labels.n_tip; d += kWarp) {
-        float sum = 0.f;
-        for (int h = 0; h < heads; ++h) {
-            sum += element(p.pool.dtype, p.q, at + h * p.pool.head_dim + d);
+// A lane's share of the query of a slot over its label dims: `heads` heads from `first` on, summed in their
+// order. Pair r of lane l are the dims 2 (32 r + l) and the next one. One warp works together. It lies in
+// registers, so that the loads can be under way while something else is asked for.
+struct QueryShare {
+    static constexpr int kPairs = kLabelDims / (2 * kWarp);
+    float2 pair[kPairs];
+
+    __device__ QueryShare(const fasa_decode_params& p, int seq, int first, int heads) : pair{} {
+        constexpr int kAtOnce = 4;
+        const int row = p.pool.head_dim / 2, lane = threadIdx.x % kWarp;
+        const auto* words = static_cast<const uint32_t*>(p.q) +
+                            (static_cast<int64_t>(seq) * p.num_q_heads + first) * row + lane;
+        for (int head = 0; head < heads; head += kAtOnce) {
+            uint32_t word[kAtOnce][kPairs];
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+                for (int r = 0; r < kPairs; ++r) {
+                    const bool there = head + i < heads && r * kWarp + lane < p.labels.n_tip;
+                    word[i][r] = there ? words[(head + i) * row + r * kWarp] : 0;
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+                for (int r = 0; r < kPairs; ++r) {
+                    const float2 two = p.pool.dtype == FASA_FLOAT16 ? both<__half2>(word[i][r])
+                                                                    : both<__nv_bfloat162>(word[i][r]);
+                    pair[r].x += two.x, pair[r].y += two.y;
+                }
+            }
         }
-        out[d] = sum;
     }
-    __syncwarp();
-}
+
+    // To shared memory of 2 * n_tip floats.
+    __device__ void store(float* out, int n_tip) const {
+#pragma unroll
+        for (int r = 0; r < kPairs; ++r) {
+            const int chunk = r * kWarp + threadIdx.x % kWarp;
+            if (chunk < n_tip) {
+                out[2 * chunk] = pair[r].x, out[2 * chunk + 1] = pair[r].y;
+            }
+        }
+        __syncwarp();
+    }
+};
 
 // Replaces `query` (n floats in shared memory) by its int8 codes; one warp. Returns the scale.
 __device__ inline float quantise_query(float* query, int n) {

@@ -41,6 +41,8 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
         return;
     }
 
+    // Asked for before the labels, or they would queue behind them.
+    QueryShare share(p, seq, min(warp, kv_heads - 1) * group, group);
     const int teams = kWarp / kv_heads, team = lane / kv_heads, ring_row = min(lane, teams * kv_heads - 1);
     const int kv_head = ring_row % kv_heads;
     const int64_t row = static_cast<int64_t>(seq) * kv_heads + kv_head;
@@ -85,7 +87,10 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     // While the first labels are on their way: the queries.
     for (int head = warp; head < kv_heads; head += kScoreWarps) {
         float* query = raw + warp * kLabelDims;
-        reduce_query(query, p, seq, head * group, group);
+        if (head != warp) {
+            share = QueryShare(p, seq, head * group, group);
+        }
+        share.store(query, p.labels.n_tip);
         const float scale = kScaled ? quantise_query(query, Format::kDims) : 1.f;
         Format::pack(packed + head * Format::kStride, query);
         const auto from = Format::start(query);

@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
         for (int s = 0; s < (sum ? 1 : group); ++s) {
             const int64_t at = sum ? static_cast<int64_t>(seq) * p.pool.num_kv_heads + kv_head
                                    : static_cast<int64_t>(seq) * p.num_q_heads + first_head + s;
-            reduce_query(raw, p, seq, first_head + s, sum ? group : 1);
+            QueryShare(p, seq, first_head + s, sum ? group : 1).store(raw, p.labels.n_tip);
             for (int d = lane; d < dims; d += kWarp) {
                 scores.queries[at * kLabelDims + d] = raw[d];
             }
