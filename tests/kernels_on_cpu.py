@@ -62,10 +62,10 @@ def append(
 @ops.decode.register_kernel("cpu")
 def decode(
     q: Tensor, pool: Tensor, layer: int, offsets: Tensor, lengths: Tensor, labels: Tensor, scales: Tensor,
-    label_kind: str, n_tip: int, max_length: int, min_length: int, dense_below: int, budget: int, sink: int,
+    label_kind: str, n_tip: int, max_length: int, dense_below: int, budget: int, sink: int,
     recent: int, scale: float, softcap: float, reduction: str,
 ) -> Tensor:  # fmt: skip
-    assert q.is_contiguous() and min_length <= int(lengths.min()) and int(lengths.max()) <= max_length
+    assert q.is_contiguous() and int(lengths.max()) <= max_length
     spec = SparseSpec(budget, n_tip, reduction, sink=sink, recent=recent)  # type: ignore[arg-type]
     kv_heads, dims = pool.shape[3], np.arange(2 * n_tip)
     out = np.empty(q.shape, np.float32).reshape(len(q), kv_heads, -1, q.shape[2])

@@ -111,7 +111,7 @@ def fasa_attend(paged: Paged, labels: Labels, place: Place, spec: SparseSpec) ->
     def attend(cache: int, q: Tensor) -> Tensor:
         return decode(
             q, paged.pools[cache], 0, paged.offsets, place.lengths, labels.labels[cache], labels.scales[cache],
-            labels.kind, labels.n_tip, place.last, place.first, -1, spec.budget, spec.sink, spec.recent, paged.scale,
+            labels.kind, labels.n_tip, place.last, -1, spec.budget, spec.sink, spec.recent, paged.scale,
             0.0, spec.reduction,
         )  # fmt: skip
 

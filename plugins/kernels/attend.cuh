@@ -1,13 +1,12 @@
-// Exact attention of one group's queries over a list of tokens, by one block of threads.
+// Exact attention of one group's queries over some tokens, by one block of threads.
 //
-// Idea: each warp takes 16 listed tokens at a time and keeps its own running softmax; with a budget of 256
+// Idea: each warp takes 16 of the tokens at a time and keeps its own running softmax; with a budget of 256
 // that is one tile a warp. Rows go straight from the pool into tensor-core fragments, 16 bytes a load, and
 // none passes through shared memory: the order of dims inside a dot product is free, so a thread's 16
 // contiguous bytes of a key serve two steps, and values become fragments by exchanging halves of two tokens'
 // words. Logits are queries times keys, so that a query head's weights lie where the second product wants
 // them: transposed values times weights. The warps' partial results are merged in a fixed order at the end.
-// Bytes: 2
-// * head_dim * 2 a token and KV head, read once for the whole group.
+// Bytes: 4 * head_dim a token and KV head, read once for the whole group.
 #pragma once
 
 #include "block.cuh"
@@ -19,13 +18,16 @@ constexpr int kTile = 16;        // tokens a warp takes at a time
 constexpr int kHeads = 8;        // query heads at most
 constexpr int kMergedHeads = 4;  // query heads merged at a time, to bound shared memory
 
+// What the warps of a block merge. `partial`: of two dims and two heads, as a lane holds them; padded so that
+// neither lanes of a warp nor four warps meet in a bank.
 template <int HEAD_DIM>
 struct AttendScratch {
+    static constexpr int kSlots = kWarp / 4 * (kMergedHeads / 2);     // lanes that have one of the heads
+    static constexpr int kItems = (HEAD_DIM + 63) / 64 * 4 * kSlots;  // of each, 4 in 64 dims
     float largest[kSelectWarps][kHeads];
     float total[kSelectWarps][kHeads];
-    float factor[kSelectWarps]
-                [kHeads];  // of a warp's sums, to bring them to the common maximum and normalise
-    float partial[kSelectWarps][kMergedHeads][HEAD_DIM + 8];
+    float peak[kHeads];
+    float4 partial[kSelectWarps][kItems + 2];
 };
 
 template <typename T>
@@ -34,11 +36,31 @@ __device__ inline uint32_t pack(float low, float high) {
     return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// q, out: `group` <= kHeads query heads, HEAD_DIM elements each, contiguous. `count` >= 1 tokens are listed
-// in `tokens` (shared memory).
-template <typename T, int HEAD_DIM>
-__device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int group, const T* q, T* out,
-                       const int* tokens, int count, AttendScratch<HEAD_DIM>& scratch) {
+// Where a block leaves its result for `group` query heads: in `out`, or, to be merged with others, in
+// `partial`.
+template <typename T>
+struct Attended {
+    T* out;          // [group, HEAD_DIM], where `partial` is NULL
+    float* partial;  // the same in float32
+    float* lse;      // [group] with `partial`: log2 of the sum of exponentials
+};
+
+// Two neighbouring elements of a result.
+template <typename T>
+__device__ inline void store_pair(const Attended<T>& result, int at, float x, float y) {
+    if (result.partial != nullptr) {
+        *reinterpret_cast<float2*>(result.partial + at) = {x, y};
+    } else {
+        *reinterpret_cast<typename Vec2<T>::type*>(result.out + at) = {from_float<T>(x), from_float<T>(y)};
+    }
+}
+
+// q: [group, HEAD_DIM], for group <= kHeads query heads. `token_at` numbers `count` >= 1 tokens; `result_at`
+// gives an Attended<T>, when it is time, for registers are short.
+template <typename T, int HEAD_DIM, typename TokenAt, typename ResultAt>
+__device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int group, const T* q,
+                       const TokenAt& token_at, int count, const ResultAt& result_at,
+                       AttendScratch<HEAD_DIM>& scratch) {
     constexpr int kChunks = HEAD_DIM / 32;         // of a key: 32 dims over four lanes
     constexpr int kHalves = (HEAD_DIM + 63) / 64;  // of a value: 64 dims over eight lanes
     constexpr bool kAllAtOnce = HEAD_DIM <= 128;   // registers hold a tile's keys and values
@@ -53,11 +75,11 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
     // Running softmax of head `quad` (`total`: this lane's share). acc: a lane has dims h * 64 + quad * 8 + 2
     // m and the next, of heads 2 * within and the next.
     float largest = -INFINITY, total = 0.f, acc[kHalves][4][4] = {};
+    // Lanes 0..15 find the key rows of a tile, the others its value rows. Of tokens that are not there, keys
+    // repeat the last one, values are 0.
+    const auto token_of = [&](int first) { return token_at(min(first + lane % kTile, count - 1)); };
     for (int first = warp * kTile; first < count; first += kSelectWarps * kTile) {
-        // Lanes 0..15 find the key rows of the tile, the others its value rows. Tokens that are not there
-        // repeat the last one.
-        const T* row =
-            pool_row<T>(p.pool, seq, lane / kTile, tokens[min(first + lane % kTile, count - 1)], kv_head);
+        const T* row = pool_row<T>(p.pool, seq, lane / kTile, token_of(first), kv_head);
         const auto row_of = [&](int kind, int token) {
             return reinterpret_cast<const T*>(
                 __shfl_sync(0xffffffff, reinterpret_cast<uint64_t>(row), kind * kTile + token));
@@ -73,15 +95,19 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
             }
         }
         const T* value[4];
+        bool there[4];
 #pragma unroll
         for (int x = 0; x < 4; ++x) {  // tokens 2 * within, the next, and 8 further
-            value[x] = row_of(1, 2 * within + x % 2 + x / 2 * 8) + quad * 8;
+            const int token = 2 * within + x % 2 + x / 2 * 8;
+            value[x] = row_of(1, token) + quad * 8;
+            there[x] = first + token < count;
         }
         const auto load_values = [&](int h) {
 #pragma unroll
             for (int x = 0; x < 4; ++x) {
-                v[h][x] = h * 64 + quad * 8 < HEAD_DIM ? *reinterpret_cast<const uint4*>(value[x] + h * 64)
-                                                       : uint4{0, 0, 0, 0};
+                v[h][x] = there[x] && h * 64 + quad * 8 < HEAD_DIM
+                              ? *reinterpret_cast<const uint4*>(value[x] + h * 64)
+                              : uint4{0, 0, 0, 0};
             }
         };
         if constexpr (kAllAtOnce) {
@@ -162,52 +188,70 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
         scratch.total[warp][quad] = total;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < kSelectWarps * kHeads; i += kSelectThreads) {
-        const int w = i / kHeads, h = i % kHeads;
-        float peak = -INFINITY, norm = 0.f;
+    // Of heads 2 * within and the next.
+    const auto pair_of = [&](float (&of_heads)[kHeads]) -> float2& {
+        return reinterpret_cast<float2*>(of_heads)[within];
+    };
+    float2 peak = {-INFINITY, -INFINITY};
 #pragma unroll
-        for (int other = 0; other < kSelectWarps; ++other) {
-            peak = fmaxf(peak, scratch.largest[other][h]);
-        }
-#pragma unroll
-        for (int other = 0; other < kSelectWarps; ++other) {  // a warp without tokens has a total of 0
-            norm += scratch.total[other][h] * exp2f(scratch.largest[other][h] - peak);
-        }
-        scratch.factor[w][h] = exp2f(scratch.largest[w][h] - peak) / norm;
+    for (int w = 0; w < kSelectWarps; ++w) {
+        const float2 other = pair_of(scratch.largest[w]);
+        peak = {fmaxf(peak.x, other.x), fmaxf(peak.y, other.y)};
     }
-    __syncthreads();
+    // Where no logit is above minus infinity all weights are 0, or NaN.
+    peak = {peak.x == -INFINITY ? 0.f : peak.x, peak.y == -INFINITY ? 0.f : peak.y};
+    const float2 own = pair_of(scratch.largest[warp]);
+    const float2 factor = {exp2f(own.x - peak.x), exp2f(own.y - peak.y)};
+    if (quad == 0) {
+        pair_of(scratch.peak) = peak;
+        float2& sum = pair_of(scratch.total[warp]);
+        sum = {sum.x * factor.x, sum.y * factor.y};
+    }
+    const Attended<T> result = result_at();
+    constexpr int kSlots = AttendScratch<HEAD_DIM>::kSlots, kItems = AttendScratch<HEAD_DIM>::kItems;
+    constexpr int kParts = 4;  // threads an item, each for a quarter of the warps
 #pragma unroll
     for (int first = 0; first < kHeads; first += kMergedHeads) {
         if (first >= group) {
             break;
         }
+        const int pair = within - first / 2;  // of the heads that are merged now
+        if (pair >= 0 && pair < kMergedHeads / 2) {
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const int head = 2 * within + j;
-            if (head >= first && head < first + kMergedHeads) {
-                const float factor = scratch.factor[warp][head];
-#pragma unroll
-                for (int h = 0; h < kHalves; ++h) {
-#pragma unroll
-                    for (int m = 0; m < 4; ++m) {
-                        const int dim = h * 64 + quad * 8 + 2 * m;
-                        if (dim < HEAD_DIM) {
-                            const auto& sum = acc[h][m];
-                            *reinterpret_cast<float2*>(&scratch.partial[warp][head - first][dim]) = {
-                                sum[j] * factor, sum[2 + j] * factor};
-                        }
-                    }
-                }
+            for (int i = 0; i < kItems / kSlots; ++i) {
+                const auto& sum = acc[i / 4][i % 4];
+                scratch.partial[warp][i * kSlots + quad * (kMergedHeads / 2) + pair] = {
+                    sum[0] * factor.x, sum[1] * factor.y, sum[2] * factor.x, sum[3] * factor.y};
             }
         }
         __syncthreads();
-        for (int i = threadIdx.x; i < min(kMergedHeads, group - first) * HEAD_DIM; i += kSelectThreads) {
-            float sum = 0.f;
+        const int part = threadIdx.x % kParts;
+        for (int item = threadIdx.x / kParts; item < kItems; item += kSelectThreads / kParts) {
+            const int slot = item % kSlots, i = item / kSlots;
+            const int dim = i / 4 * 64 + slot / (kMergedHeads / 2) * 8 + i % 4 * 2;
+            const int pair_head = first + slot % (kMergedHeads / 2) * 2;
+            float sums[6] = {};  // (head, dim), (next head, dim), the same for the next dim; weights
 #pragma unroll
-            for (int w = 0; w < kSelectWarps; ++w) {
-                sum += scratch.partial[w][i / HEAD_DIM][i % HEAD_DIM];
+            for (int w = part; w < kSelectWarps; w += kParts) {
+                const float4 other = scratch.partial[w][item];
+                const float2 weights = reinterpret_cast<const float2&>(scratch.total[w][pair_head]);
+                sums[0] += other.x, sums[1] += other.y, sums[2] += other.z, sums[3] += other.w;
+                sums[4] += weights.x, sums[5] += weights.y;
             }
-            out[first * HEAD_DIM + i] = from_float<T>(sum);
+#pragma unroll
+            for (float& sum : sums) {
+                sum += __shfl_xor_sync(0xffffffff, sum, 1);
+                sum += __shfl_xor_sync(0xffffffff, sum, 2);
+            }
+            const int head = pair_head + part;  // two of the threads store
+            if (part < 2 && head < group && dim < HEAD_DIM) {
+                const float norm = part == 0 ? sums[4] : sums[5], inverse = 1.f / norm;
+                store_pair(result, head * HEAD_DIM + dim, (part == 0 ? sums[0] : sums[1]) * inverse,
+                           (part == 0 ? sums[2] : sums[3]) * inverse);
+                if (result.partial != nullptr && dim == 0) {
+                    result.lse[head] = scratch.peak[head] + log2f(norm);
+                }
+            }
         }
         __syncthreads();
     }

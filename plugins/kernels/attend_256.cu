@@ -1,3 +1,4 @@
 #include "select_attend.cuh"
 
-template fasa_status fasa::launch_attend<256>(const fasa_decode_params&, const Scores&, cudaStream_t);
+template fasa_status fasa::launch_attend<256>(const fasa_decode_params&, const Scores&, const Partials&,
+                                              cudaStream_t);

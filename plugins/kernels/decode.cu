@@ -61,7 +61,7 @@ struct Workspace {
         scores.parts = by_softmax(p.reduction) ? normalise_blocks(p) : 0;
         take(scores.partials, slots * scores.parts);
         dense = static_cast<char*>(base) + bytes;
-        bytes += dense_workspace(p);
+        bytes += dense_workspace(p, p.max_length);
     }
 };
 
@@ -96,17 +96,12 @@ extern "C" fasa_status fasa_decode(const fasa_decode_params* params, void* strea
     const auto on = static_cast<cudaStream_t>(stream);
     const int dense_below = p.dense_below == FASA_DENSE_AUTO ? fasa_dense_below(&p) : p.dense_below;
     if (p.max_length <= std::max(p.budget, dense_below)) {
-        return launch_dense_decode(p, p.max_length, workspace.dense, on);
+        return launch_dense_decode(p, workspace.dense, on);
     }
-    fasa_status status = FASA_OK;
-    if (p.min_length <= p.budget) {
-        status = launch_dense_decode(p, p.budget, workspace.dense, on);
-    }
-    if (status == FASA_OK) {
-        status = launch_score(p, workspace.scores, on);
-    }
+    const fasa_status status = launch_score(p, workspace.scores, on);
     return status != FASA_OK ? status : with_head_dim(p.pool.head_dim, [&](auto head_dim) {
-        return launch_attend<head_dim()>(p, workspace.scores, on);
+        return launch_attend<head_dim()>(p, workspace.scores, dense_partials(p, p.budget, workspace.dense),
+                                         on);
     });
 }
 

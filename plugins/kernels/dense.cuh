@@ -5,25 +5,23 @@
 
 namespace fasa {
 
-// fasa_dense_decode for the sequences of at most `longest` tokens; the output of the others is left alone. A
-// sequence's bits are those of fasa_dense_decode. `workspace` holds dense_workspace(p) bytes, aligned to 256.
-size_t dense_workspace(const fasa_decode_params& p);
-fasa_status launch_dense_decode(const fasa_decode_params& p, int longest, void* workspace,
-                                cudaStream_t stream);
-
-// Where the chunks of a sequence leave their results, to be merged. Rows of `width` floats: head_dim, rounded
-// up to what FlashInfer computes with.
+// Where the chunks of a sequence leave their results, to be merged.
 struct Partials {
-    float* out;  // [seqs, chunks, query heads, width], normalised
+    float* out;  // [seqs, chunks, query heads, head_dim], normalised
     float* lse;  // [seqs, chunks, query heads]: log2 of the sum of exponentials
-    int chunks;  // that the longest sequence has; 1 where nothing is split and nothing is to be merged
+    int chunks;  // that the longest sequence has
     int chunk_tokens;
-    int width;
 };
 
+// Chunks as fasa_dense_decode makes them, of which the first of the sequences with at most `longest` tokens
+// have room in `workspace`: dense_workspace() bytes, aligned to 256.
+Partials dense_partials(const fasa_decode_params& p, int longest, void* workspace);
+size_t dense_workspace(const fasa_decode_params& p, int longest);
+
+fasa_status launch_dense_decode(const fasa_decode_params& p, void* workspace, cudaStream_t stream);
+
 template <int HEAD_DIM>
-fasa_status launch_dense_chunks(const fasa_decode_params& p, int longest, const Partials& partials,
-                                cudaStream_t stream);
+fasa_status launch_dense(const fasa_decode_params& p, const Partials& partials, cudaStream_t stream);
 
 // A block of threads' share of a prefill: a tile of one sequence's queries, or nothing.
 struct PrefillTile {

@@ -91,6 +91,13 @@ typedef struct {
     int64_t scale_block_stride, scale_token_stride, scale_head_stride; /* bytes; multiples of 2 */
 } fasa_labels;
 
+/* Sets aside up to 3/8 of the current device's L2 cache, once for each device and process, for the scores
+ * that a step leaves between its kernels: as far as they find room (2.25 bytes a token and token set),
+ * writing them costs no memory traffic. Raises cudaLimitPersistingL2CacheSize, never lowers it. Results do
+ * not depend on it. FASA_UNSUPPORTED where the device has no such limit or does not let it be set (MIG, MPS).
+ * Not while a graph is captured. */
+FASA_API fasa_status fasa_reserve_l2(void);
+
 typedef struct {
     const void* q;          /* device [num_seqs, num_q_heads, head_dim], after RoPE; 16-byte aligned, like out
                                and the pool */
@@ -99,7 +106,6 @@ typedef struct {
     int32_t num_seqs;       /* 1..65535 */
     int32_t num_q_heads;    /* 1..16 times num_kv_heads, at most 128 */
     int32_t max_length;     /* no sequence is longer, now or when a captured graph is replayed */
-    int32_t min_length;     /* none is shorter; 1 where that is not known */
     int32_t dense_below;  /* if max_length is no larger, all sequences are attended whole; 0 takes the budget,
                              FASA_DENSE_AUTO the length at which sparse attention starts to be faster */
     int32_t budget;       /* tokens attended, 16..4096 */
@@ -122,8 +128,8 @@ FASA_API size_t fasa_decode_workspace(const fasa_decode_params* params);
 /* One decode step of one layer: scores every cached token with its label, chooses `budget` of them, attends
  * to those. Sequences within the budget are attended whole, with the bits of fasa_dense_decode. The rule:
  *   max_length <= max(budget, dense_below): fasa_dense_decode for all;
- *   otherwise: dense attention for the sequences within the budget (not launched where min_length > budget),
- *   sparse attention for the longer ones; each by its length on the device.
+ *   otherwise: sparse attention for the sequences above the budget, the same launches attend the others
+ *   whole; each by its length on the device.
  * `stream` is a cudaStream_t. */
 FASA_API fasa_status fasa_decode(const fasa_decode_params* params, void* stream);
 
@@ -158,27 +164,26 @@ typedef struct {
 FASA_API fasa_status fasa_append(const fasa_append_params* params, void* stream);
 
 /* ---- Dense attention ----------------------------------------------------------------------------------
- * FlashInfer's kernels over the same pool. All blocks of the attended sequences must lie in the primary pool
- * (the TensorRT-LLM runtime brings blocks there before it uses them), and the value block of a token follows
- * its key block: only the key offsets are read, and bit 31 of them must be clear. q, out and the pool are
- * 16-byte aligned. */
+ * Over the same pool; q, out and the pool are 16-byte aligned. */
 
 /* Bytes of workspace that fasa_dense_decode needs, on the current device. 0 for invalid parameters. */
 FASA_API size_t fasa_dense_decode_workspace(const fasa_decode_params* params);
 
 /* One decode step of one layer that attends every cached token, or the last `window`; budget, sink, recent,
- * min_length, dense_below, reduction and labels are not looked at. A sequence is split into chunks, whose
- * results are merged in float32, of
- *   seen / max(1, 2 * multiprocessors / (num_seqs * num_kv_heads))
- * tokens, clamped to 256..2048 and rounded up to a multiple of 128, where seen = max_length, or the window if
- * that is shorter. Equal chunks give equal bits, whatever the other sequences are. */
+ * dense_below, reduction and labels are not looked at. A sequence is split into chunks, whose results are
+ * merged in float32, of
+ *   seen / max(1, multiprocessors / (num_seqs * num_kv_heads))
+ * tokens, 4096 at most and rounded up to a multiple of 256, where seen = max_length, or the window if that is
+ * shorter. Equal chunks give equal bits, whatever the other sequences are. */
 FASA_API fasa_status fasa_dense_decode(const fasa_decode_params* params, void* stream);
 
 /* Prefill of one layer: query i of a sequence is its token `length - query_length + i`, and sees the tokens
  * up to itself, or the last `window` of those. Keys and values, those of the queries included, are already in
  * the pool (fasa_append). With a past (chunked prefill, reused blocks) or without. On compute capability 9.0,
  * batches of 128 query tokens a sequence or more, on average, run on kernels of their own, unless there is a
- * window or a softcap or head_dim is 96. */
+ * window or a softcap or head_dim is 96. The kernels are FlashInfer's: all blocks of the attended sequences
+ * must lie in the primary pool (the TensorRT-LLM runtime brings blocks there before it uses them), and the
+ * value block of a token follows its key block, for only the key offsets are read. */
 typedef struct {
     const void* q;          /* device, after RoPE, the sequences one after another; element (token, head) at
                                q + token * q_token_stride + head * head_dim */

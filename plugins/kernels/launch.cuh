@@ -1,7 +1,7 @@
 // What the translation units of fasa_decode offer each other: one a head_dim keeps compile time apart.
 #pragma once
 
-#include "common.cuh"
+#include "dense.cuh"
 
 namespace fasa {
 
@@ -22,28 +22,51 @@ fasa_status launch_score_heads(const fasa_decode_params& p, const Scores& scores
 
 // Selection and attention, one block of threads for each (sequence, token set).
 template <int HEAD_DIM>
-fasa_status launch_attend(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);
+fasa_status launch_attend(const fasa_decode_params& p, const Scores& scores, const Partials& partials,
+                          cudaStream_t stream);
+
+// Memory that a kernel writes and that the L2 cache should keep, as far as fasa_reserve_l2 made room for it.
+struct Kept {
+    void* base;
+    size_t bytes;
+};
+
+cudaAccessPolicyWindow window_of(const Kept& kept);  // of 0 bytes where there is nothing to keep
 
 // Launches `kernel` so that it may start while the kernel before it on the stream still runs, where the GPU
 // can do that (compute capability 9.0 on); it must call wait_for_previous() before it reads what that one
 // wrote.
 template <typename... Parameters, typename... Arguments>
-fasa_status launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
-                              cudaStream_t stream, Arguments... arguments) {
+fasa_status launch_keeping(const Kept& kept, void (*kernel)(Parameters...), dim3 grid, int threads,
+                           size_t shared, cudaStream_t stream, Arguments... arguments) {
     int device = 0, major = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    cudaLaunchAttribute overlap = {};
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (major >= 9) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    const cudaAccessPolicyWindow window = window_of(kept);
+    if (window.num_bytes > 0) {
+        attributes[count].id = cudaLaunchAttributeAccessPolicyWindow;
+        attributes[count++].val.accessPolicyWindow = window;
+    }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = &overlap;
-    config.numAttrs = major >= 9 ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess ? FASA_OK : FASA_LAUNCH_FAILED;
+}
+
+template <typename... Parameters, typename... Arguments>
+fasa_status launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                              cudaStream_t stream, Arguments... arguments) {
+    return launch_keeping({}, kernel, grid, threads, shared, stream, arguments...);
 }
 
 // The same for a kernel that may need more dynamic shared memory than it gets unasked.
@@ -53,6 +76,18 @@ fasa_status launch_with_shared(void (*kernel)(Parameters...), dim3 grid, int thr
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))
                ? FASA_LAUNCH_FAILED
                : launch_overlapped(kernel, grid, threads, shared, stream, arguments...);
+}
+
+// The same for a score kernel: the keys and maxima that it leaves lie side by side and are kept.
+template <typename... Parameters, typename... Arguments>
+fasa_status launch_scoring(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                           cudaStream_t stream, const fasa_decode_params& p, const Scores& scores,
+                           Arguments... arguments) {
+    const uint16_t* end = scores.maxima + static_cast<size_t>(p.num_seqs) * token_sets(p) * scores.octets;
+    const Kept kept{scores.keys, static_cast<size_t>(end - scores.keys) * sizeof(*end)};
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))
+               ? FASA_LAUNCH_FAILED
+               : launch_keeping(kept, kernel, grid, threads, shared, stream, p, scores, arguments...);
 }
 
 __device__ inline void wait_for_previous() {

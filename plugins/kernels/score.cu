@@ -49,8 +49,8 @@ namespace {
 
 template <class Format>
 fasa_status launch_format(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream) {
-    return launch_with_shared(score_labels<Format>, dim3(score_blocks(p), p.num_seqs), kScoreThreads,
-                              score_labels_shared<Format>(p.pool.num_kv_heads), stream, p, scores);
+    return launch_scoring(score_labels<Format>, dim3(score_blocks(p), p.num_seqs), kScoreThreads,
+                          score_labels_shared<Format>(p.pool.num_kv_heads), stream, p, scores);
 }
 
 template <fasa_label_kind KIND>
@@ -65,8 +65,7 @@ template <typename T, int CHUNKS, int COLUMNS, Pass PASS>
 fasa_status launch_prefix_pass(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream) {
     const int blocks = PASS == Pass::kNormalise ? scores.parts : score_blocks(p);
     const dim3 grid(blocks, p.pool.num_kv_heads, p.num_seqs);
-    return launch_overlapped(score_prefix<T, CHUNKS, COLUMNS, PASS>, grid, kScoreThreads, 0, stream, p,
-                             scores);
+    return launch_scoring(score_prefix<T, CHUNKS, COLUMNS, PASS>, grid, kScoreThreads, 0, stream, p, scores);
 }
 
 template <typename T, int CHUNKS, int COLUMNS>

@@ -13,9 +13,9 @@ fasa_status launch_pass(const fasa_decode_params& p, const Scores& scores, cudaS
     }
     const int rows = parts <= kScoreWarps ? 1 : parts / kScoreWarps;  // of blocks
     const int blocks = PASS == Pass::kNormalise ? scores.parts : score_blocks(p);
-    return launch_with_shared(score_heads<Tile, COLUMNS, PASS, PAIRS>, dim3(blocks, p.num_seqs, rows),
-                              kScoreThreads, score_heads_shared<Tile, COLUMNS>(kv_heads), stream, p, scores,
-                              parts);
+    return launch_scoring(score_heads<Tile, COLUMNS, PASS, PAIRS>, dim3(blocks, p.num_seqs, rows),
+                          kScoreThreads, score_heads_shared<Tile, COLUMNS>(kv_heads), stream, p, scores,
+                          parts);
 }
 
 template <class Tile, int COLUMNS, bool PAIRS>

@@ -35,7 +35,6 @@ struct Scratch {
 struct Batch {
     int32_t contexts = 0;        // sequences
     int32_t context_tokens = 0;  // of them
-    int32_t min_past = 0;        // of the generating sequences
 };
 
 const char* read_batch(const StepInputs& in, Batch& batch) {
@@ -48,8 +47,6 @@ const char* read_batch(const StepInputs& in, Batch& batch) {
             return "host_request_types must be 0 for context sequences, which come first, and 1 for the "
                    "others";
         }
-        const int32_t past = in.host_past_lengths[i];
-        batch.min_past = i == batch.contexts ? past : std::min(batch.min_past, past);
     }
     return batch.context_tokens + in.num_seqs - batch.contexts == in.num_tokens
                ? nullptr
@@ -112,7 +109,6 @@ fasa_decode_params decode_params(const LayerConfig& c, const fasa_pool& pool, in
     p.num_seqs = num_seqs;
     p.num_q_heads = c.num_q_heads;
     p.max_length = c.max_seq_len;
-    p.min_length = 1;
     p.dense_below = c.dense_below;
     p.budget = c.budget;
     p.sink = c.sink;
@@ -186,14 +182,6 @@ fasa_status decode(const LayerConfig& c, const StepInputs& in, const Batch& batc
     p.pool.offsets += int64_t(batch.contexts) * 2 * in.max_blocks;
     p.workspace = left.base + left.bytes;
     p.workspace_bytes = bytes - left.bytes;
-    // Lengths on the host are true for this step, but not for the replays of a graph.
-    cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &capturing) != cudaSuccess) {
-        return FASA_LAUNCH_FAILED;
-    }
-    if (capturing == cudaStreamCaptureStatusNone) {
-        p.min_length = std::min(std::max(batch.min_past + 1, 1), c.max_seq_len);
-    }
     return c.n_tip == 0 ? fasa_dense_decode(&p, stream) : fasa_decode(&p, stream);
 }
 

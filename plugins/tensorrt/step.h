@@ -40,7 +40,7 @@ struct StepInputs {
     const void *q, *k, *v;  // [num_tokens, heads * head_dim]
     const float *inv_freq, *rope_scale;
     const int32_t *sequence_length, *context_lengths;
-    const int32_t *host_context_lengths, *host_request_types, *host_past_lengths;
+    const int32_t *host_context_lengths, *host_request_types;
     const int32_t* block_offsets;       // [num_pools, num_seqs, 2, max_blocks]
     const int64_t* host_pool_pointers;  // [num_pools, 2]
     const int32_t* host_pool_mapping;   // [num_mapped_layers, 2]

@@ -19,7 +19,6 @@ fasa_decode_params largest(const LayerConfig& c, int32_t num_seqs, int32_t max_l
     p.num_seqs = num_seqs;
     p.num_q_heads = c.num_q_heads;
     p.max_length = max_length;
-    p.min_length = 1;
     p.budget = c.budget;
     p.sink = c.sink;
     p.recent = c.recent;
@@ -37,14 +36,17 @@ fasa_decode_params largest(const LayerConfig& c, int32_t num_seqs, int32_t max_l
 // Dense decode leaves a partial result for each (sequence, chunk, query head). Its rule for chunks, in
 // fasa.h, makes no more of them than are counted here, for any number of multiprocessors up to the most.
 int64_t dense_decode(const LayerConfig& c) {
-    constexpr int32_t kMany = 65535;  // so many sequences that each is cut into chunks of 2048 on every GPU
-    const fasa_decode_params sample = largest(c, kMany, 2 * 2048);
+    constexpr int32_t kLongestChunk = 4096;
+    constexpr int32_t kMany =
+        65535;  // so many sequences that each is cut into the longest chunks on every GPU
+    const fasa_decode_params sample = largest(c, kMany, 2 * kLongestChunk);
     const int64_t each = fasa_dense_decode_workspace(&sample) / (int64_t(kMany) * 2 * c.num_q_heads);
     const int64_t seen = c.window > 0 ? std::min(c.window, c.max_seq_len) : c.max_seq_len;
     int64_t most = 0;
     for (int64_t seqs = 1; seqs <= c.max_batch_size; ++seqs) {
-        const int64_t pieces = std::max<int64_t>(2 * kMostMultiprocessors / (seqs * c.num_kv_heads), 1);
-        const int64_t chunks = std::min((seen + 255) / 256, std::max(pieces, (seen + 2047) / 2048));
+        const int64_t pieces = std::max<int64_t>(kMostMultiprocessors / (seqs * c.num_kv_heads), 1);
+        const int64_t chunks =
+            std::min((seen + 255) / 256, std::max(pieces, (seen + kLongestChunk - 1) / kLongestChunk));
         most = std::max(most, seqs * chunks);
     }
     return most * c.num_q_heads * each;

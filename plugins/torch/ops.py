@@ -32,7 +32,10 @@ DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 def library(device: torch.device, head_dim: int) -> ctypes.CDLL:
     """The kernels for a CUDA device and a head_dim. Raises FasaError when they cannot be built."""
     major, minor = torch.cuda.get_device_capability(device)
-    return declare(load(f"{major}{minor}", (head_dim,)))
+    lib = declare(load(f"{major}{minor}", (head_dim,)))
+    with torch.cuda.device(device):
+        lib.fasa_reserve_l2()  # for speed alone: a device that refuses works as well
+    return lib
 
 
 @torch.library.custom_op("fasa::decode", mutates_args=())
@@ -47,7 +50,6 @@ def decode(
     label_kind: str,
     n_tip: int,
     max_length: int,
-    min_length: int,
     dense_below: int,
     budget: int,
     sink: int,
@@ -67,7 +69,6 @@ def decode(
         offsets,
         lengths,
         max_length=max_length,
-        min_length=min_length,
         dense_below=dense_below,
         budget=budget,
         sink=sink,

@@ -45,7 +45,6 @@ class DecodeParams(Structure):
         ("num_seqs", c_int32),
         ("num_q_heads", c_int32),
         ("max_length", c_int32),
-        ("min_length", c_int32),
         ("dense_below", c_int32),
         ("budget", c_int32),
         ("sink", c_int32),
@@ -110,6 +109,7 @@ def declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.fasa_decode.argtypes = [POINTER(DecodeParams), c_void_p]
     library.fasa_dense_below.argtypes = [POINTER(DecodeParams)]
     library.fasa_dense_below.restype = c_int32
+    library.fasa_reserve_l2.argtypes = []
     library.fasa_append.argtypes = [POINTER(AppendParams), c_void_p]
     library.fasa_dense_decode_workspace.argtypes = [POINTER(DecodeParams)]
     library.fasa_dense_decode_workspace.restype = c_size_t

@@ -75,7 +75,7 @@ def test_the_fastest_dense_kernel_by_median() -> None:
     assert fastest(samples) == {"dense_us": 6.0, "dense_kernel": "b"}
     assert fastest({}) == {"dense_us": None, "dense_kernel": None}
     row = {"context": 4096, "batch": 1, "labels": "4bit", "n_tip": 32, "reduction": "sum", "stages_us": {}}
-    times = {"fasa_us": 3.0, "fasa_long_us": 2.0, "limit_us": 1.0, "limit_share": 0.333}
+    times = {"fasa_us": 3.0, "limit_us": 1.0, "limit_share": 0.333}
     assert "2.00x" in describe({**row, **times, **fastest(samples)})
     assert "no dense kernel" in describe({**row, **times, **fastest({})})
 
@@ -108,7 +108,7 @@ def test_calls_fit_the_operators(variant: Variant) -> None:
     """The operators' fake versions take the calls, so the arguments are those of the schemas."""
     with FakeTensorMode():
         case = paged(1024, 2)
-        for calls in (decode_calls(case, variant, min_length=1024, dense_below=-1), calls_of(fasa_dense, case)):
+        for calls in (decode_calls(case, variant, dense_below=-1), calls_of(fasa_dense, case)):
             out = calls[0]()
             assert out.shape == case.q.shape and out.dtype == case.q.dtype
         q = torch.empty(1024, Q_HEADS, 128, dtype=torch.bfloat16)

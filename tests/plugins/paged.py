@@ -33,7 +33,6 @@ class Case:
     spec: SparseSpec
     softcap: float = 0.0
     layer: int = 0
-    min_length: int = 1
     dense_below: int = 0
 
     @property
@@ -45,7 +44,7 @@ class Case:
 
         return decode(
             self.q, self.pool, self.layer, self.offsets, self.lengths, self.labels, self.scales, self.kind, self.n_tip,
-            self.max_length, self.min_length, self.dense_below, self.spec.budget, self.spec.sink, self.spec.recent,
+            self.max_length, self.dense_below, self.spec.budget, self.spec.sink, self.spec.recent,
             self.scale, self.softcap, self.spec.reduction,
         )  # fmt: skip
 

@@ -50,7 +50,7 @@ def arguments(device: str) -> dict[str, dict[str, Any]]:
     fused = torch.zeros(6, HEADS + 2 * KV_HEADS, HEAD_DIM, **half)
     lengths = torch.arange(1, SEQS + 1, **whole)  # 6 tokens
     numbers = {"scale": 0.125, "softcap": 0.0}
-    bounds = {"max_length": 40, "min_length": 1, "dense_below": 0, "budget": 32, "sink": 4, "recent": 8}
+    bounds = {"max_length": 40, "dense_below": 0, "budget": 32, "sink": 4, "recent": 8}
     rope = torch.zeros(KV_HEADS, HEAD_DIM // 2, device=device)
     return {
         "decode": {"q": q, **where, "lengths": lengths, **labels, **bounds, **numbers, "reduction": "sum"},
@@ -119,7 +119,7 @@ def test_compiled_decode(kind: str, backend: str) -> None:
     def step(q: Tensor) -> Tensor:
         return torch.ops.fasa.decode(
             q * 2, case.pool, case.layer, case.offsets, case.lengths, case.labels, case.scales, case.kind, case.n_tip,
-            case.max_length, 1, 0, 256, 4, 32, case.scale, 0.0, "sum",
+            case.max_length, 0, 256, 4, 32, case.scale, 0.0, "sum",
         ) + 1  # fmt: skip
 
     assert torch.equal(torch.compile(step, fullgraph=True, backend=backend)(case.q), step(case.q))
@@ -141,7 +141,7 @@ def test_compiled_step(backend: str) -> None:
             q, k, v, rows, lengths - 1, freq, torch.ones_like(freq), pool, 0, offsets, labels, scales, "int4", 32
         )
         return torch.ops.fasa.decode(
-            q, pool, 0, offsets, lengths, labels, scales, "int4", 32, 1000, 1, 0, 256, 4, 32, 0.0884, 0.0, "sum"
+            q, pool, 0, offsets, lengths, labels, scales, "int4", 32, 1000, 0, 256, 4, 32, 0.0884, 0.0, "sum"
         ) + torch.ops.fasa.dense_decode(q, pool, 0, offsets, lengths, 1000, 0.0884, 0.0, 0)
 
     got, wanted = (

@@ -52,15 +52,6 @@ def test_the_order_of_the_batch_does_not_matter(reduction: str) -> None:
     assert torch.equal(turned.run().flip(0), got)
 
 
-def test_min_length_leaves_the_dense_launch_out() -> None:
-    case = make_case([257, 3000, 9001], seed=3)
-    got = case.run()
-    for least in (256, 257, 9001):
-        assert torch.equal(replace(case, min_length=least).run(), got)
-    mixed = make_case([200, 256, 3000], seed=3)
-    assert torch.equal(replace(mixed, min_length=200).run(), mixed.run())
-
-
 def test_dense_below() -> None:
     case = make_case([200, 3000, 9001], seed=4)
     sparse, whole = case.run(), dense(case)

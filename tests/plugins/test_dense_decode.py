@@ -60,6 +60,27 @@ def test_one_chunk_has_the_bits_of_an_unsplit_sequence() -> None:
     assert torch.equal(dense(case)[:2], dense(short))
 
 
+def test_keys_of_minus_infinity_weigh_nothing() -> None:
+    """Even where whole chunks consist of them."""
+    case = make_case([2000], seed=7)
+    case.q = case.q.abs() + 0.125
+    first = case.offsets[0, 0, : 512 // case.pool.shape[4]].long() // (2 * case.pool.shape[1])
+    case.pool[first, case.layer, 0] = -torch.inf
+    torch.testing.assert_close(dense(case), dense(case, window=2000 - 512), rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("length", [1, 100, 257, 3000])
+def test_an_infinite_value_of_the_last_token(length: int) -> None:
+    """Rows of keys and values that fill up its tile must not make a NaN of it."""
+    case = make_case([length], seed=8)
+    tokens = case.pool.shape[4]
+    block = int(case.offsets[0, 0, (length - 1) // tokens]) // (2 * case.pool.shape[1])
+    case.pool[block, case.layer, 1, :, (length - 1) % tokens, 3] = torch.inf
+    for out in (dense(case), case.run()):
+        assert bool((out[..., 3] == torch.inf).all())
+        assert int(out.isfinite().sum()) == out.numel() - out.shape[1]
+
+
 def test_offsets_beyond_two_to_the_31() -> None:
     """A pool of more than 2^31 elements, with the sequence at its end."""
     if torch.cuda.mem_get_info()[0] < 12 << 30:

@@ -42,7 +42,7 @@ class Variant:
         return batch * (KV_HEADS * context * label + token_sets * BUDGET * 4 * HEAD_DIM)
 
 
-def decode_calls(paged: Paged, variant: Variant, *, min_length: int = 1, dense_below: int = 0) -> Calls:
+def decode_calls(paged: Paged, variant: Variant, *, dense_below: int = 0) -> Calls:
     """Decode steps with random labels, others for every cache. dense_below: sparse beyond the budget for 0, as the
     library chooses for -1."""
     from fasa_trt.plugins.torch.ops import decode
@@ -62,7 +62,6 @@ def decode_calls(paged: Paged, variant: Variant, *, min_length: int = 1, dense_b
             label_kind=variant.kind,
             n_tip=variant.n_tip,
             max_length=paged.context,
-            min_length=min_length,
             dense_below=dense_below,
             budget=BUDGET,
             sink=SINK,

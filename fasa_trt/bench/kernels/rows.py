@@ -55,12 +55,10 @@ def fastest(samples: Mapping[str, list[float]]) -> dict[str, Any]:
 
 
 def row_of(paged: Paged, variant: Variant, bandwidth: float, repeats: int) -> dict[str, Any]:
-    """FASA's figures. fasa_us: where sequences within the budget may be in the batch, so that their kernel is launched
-    too. fasa_long_us: where the caller knows that there are none."""
+    """FASA's figures."""
     calls = decode_calls(paged, variant)
     samples = replay_us(calls, repeats)
     stages = stages_us(calls)
-    long_samples = replay_us(decode_calls(paged, variant, min_length=paged.context), repeats)
     limit = variant.bytes_of(paged.context, paged.batch) / bandwidth * 1e6
     return {
         "context": paged.context,
@@ -71,12 +69,10 @@ def row_of(paged: Paged, variant: Variant, bandwidth: float, repeats: int) -> di
         "reduction": variant.reduction,
         "budget": BUDGET,
         "fasa_us": median(samples),
-        "fasa_long_us": median(long_samples),
         "stages_us": stages,
         "limit_us": round(limit, 3),
         "limit_share": round(limit / median(samples), 3),
         "fasa_samples": samples,
-        "fasa_long_samples": long_samples,
     }
 
 
@@ -85,6 +81,6 @@ def describe(row: Mapping[str, Any]) -> str:
     ratio = "" if row["dense_us"] is None else f", {row['dense_us'] / row['fasa_us']:5.2f}x"
     return (
         f"{row['context']:7d} x {row['batch']:3d} {row['labels']:>6} n_tip {row['n_tip']} {row['reduction']}: {dense}, "
-        f"fasa {row['fasa_us']:6.1f}, long {row['fasa_long_us']:6.1f} {row['stages_us']}, "
+        f"fasa {row['fasa_us']:6.1f} {row['stages_us']}, "
         f"limit {row['limit_us']:6.1f} ({row['limit_share']:.0%}){ratio}"
     )

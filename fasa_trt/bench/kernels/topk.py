@@ -33,9 +33,7 @@ def topk(*, quick: bool, repeats: int) -> dict[str, Any]:
                 row["without"][name] = one_line(reason)
         paged = fitting(context, batch)
         if paged is not None:
-            row["fasa_select_and_attend_us"] = select_and_attend_us(
-                stages_us(decode_calls(paged, Variant("int4", 32), min_length=context))
-            )
+            row["fasa_select_and_attend_us"] = select_and_attend_us(stages_us(decode_calls(paged, Variant("int4", 32))))
         found.append(row)
         print({**row, "kernels": {name: kernel["us"] for name, kernel in row["kernels"].items()}}, flush=True)
         del paged

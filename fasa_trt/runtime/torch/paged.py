@@ -47,10 +47,10 @@ class PagedLayer(FasaLayer):
         if step.columns > 1:
             out = prefill(q, device.query_lengths, self.pool, 0, self.offsets, device.lengths, scale, softcap, window)
         elif plan.sparse:
-            spec, shortest = self.settings.spec, int(step.lengths.min())
+            spec = self.settings.spec
             out = decode(
                 q, self.pool, 0, self.offsets, device.lengths, self.labels, self.scales, self._kind, plan.n_tip,
-                longest, shortest, 0, spec.budget, spec.sink, spec.recent, scale, softcap, spec.reduction,
+                longest, 0, spec.budget, spec.sink, spec.recent, scale, softcap, spec.reduction,
             )  # fmt: skip
         else:
             out = dense_decode(q, self.pool, 0, self.offsets, device.lengths, longest, scale, softcap, window)

@@ -13,8 +13,6 @@
 
 namespace {
 
-bool capturing = false;  // set by the test
-
 double load(fasa_dtype dtype, const void* from, int64_t i) {
     return dtype == FASA_FLOAT16 ? __half2float(static_cast<const __half*>(from)[i])
                                  : __bfloat162float(static_cast<const __nv_bfloat16*>(from)[i]);
@@ -102,7 +100,7 @@ fasa_status decode(const fasa_decode_params& p, bool sparse) {
     const int group = p.num_q_heads / p.pool.num_kv_heads, dims = p.pool.head_dim;
     for (int seq = 0; seq < p.num_seqs; ++seq) {
         const int length = p.lengths[seq];
-        if (length > p.max_length || length < p.min_length) {
+        if (length > p.max_length) {
             return FASA_BAD_ARGUMENT;
         }
         for (int kv_head = 0; kv_head < p.pool.num_kv_heads; ++kv_head) {
@@ -149,10 +147,6 @@ void rotate(const fasa_append_params& p, const void* from, int64_t first, const 
 }  // namespace
 
 extern "C" {
-
-FASA_API void set_capturing(int32_t value) {
-    capturing = value;
-}
 
 fasa_status fasa_append(const fasa_append_params* params, void*) {
     const fasa_append_params& p = *params;
@@ -213,12 +207,11 @@ size_t fasa_dense_decode_workspace(const fasa_decode_params*) {
 size_t fasa_prefill_workspace(const fasa_prefill_params*) {
     return 0;
 }
+fasa_status fasa_reserve_l2() {
+    return FASA_UNSUPPORTED;
+}
 const char* fasa_status_text(fasa_status) {
     return "refused";
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
 }
 cudaError_t cudaGetLastError() {
     return cudaSuccess;

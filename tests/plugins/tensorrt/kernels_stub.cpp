@@ -11,8 +11,7 @@ struct Calls {
     int32_t order[8];  // 1 list, 2 append, 3 prefill, 4 decode, 5 dense decode
     int32_t count;
     int32_t num_contexts, context_tokens, num_seqs;
-    int32_t capturing;  // set by the test
-    int32_t status;     // set by the test: what the kernels answer
+    int32_t status;  // set by the test: what the kernels answer
     fasa_append_params append;
     fasa_prefill_params prefill;
     fasa_decode_params decode;
@@ -60,14 +59,13 @@ size_t fasa_dense_decode_workspace(const fasa_decode_params* params) {
 size_t fasa_prefill_workspace(const fasa_prefill_params* params) {
     return size_t(params->num_tokens) + params->num_seqs;
 }
+fasa_status fasa_reserve_l2() {
+    return FASA_UNSUPPORTED;
+}
 const char* fasa_status_text(fasa_status) {
     return "the stub refuses";
 }
 
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = calls.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
 cudaError_t cudaGetLastError() {
     return cudaErrorNoKernelImageForDevice;
 }

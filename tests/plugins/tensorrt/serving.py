@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -116,8 +115,7 @@ class Serving:
         return call.out
 
     def capture(self, calls: Sequence[Call]) -> Callable[[], None]:
-        """A CUDA graph of the calls, which are not run yet. On the host, the calls themselves, with the library told
-        that the stream is being captured."""
+        """A CUDA graph of the calls, which are not run yet. On the host, the calls themselves."""
         if self.device == "cuda":
             graph = torch.cuda.CUDAGraph()
             torch.cuda.synchronize()
@@ -125,13 +123,10 @@ class Serving:
                 for call in calls:
                     call.launch()
             return graph.replay
-        library = ctypes.CDLL(str(self.driver.path))
 
         def replay() -> None:
-            library.set_capturing(1)
             for call in calls:
                 call.launch()
-            library.set_capturing(0)
 
         return replay
 

@@ -43,7 +43,7 @@ def needs(kernels: ctypes.CDLL, layer: dict[str, Any], seqs: int, tokens: int) -
     )  # fmt: skip
     labels = Labels(kind=layer["label_kind"], n_tip=layer["n_tip"], labels=1 << 20, offset_divisor=1)
     decode = DecodeParams(
-        num_seqs=seqs, num_q_heads=layer["num_q_heads"], max_length=layer["max_seq_len"], min_length=1,
+        num_seqs=seqs, num_q_heads=layer["num_q_heads"], max_length=layer["max_seq_len"],
         budget=layer["budget"], sink=layer["sink"], recent=layer["recent"], scale=1.0, window=layer["window"],
         reduction=layer["reduction"], pool=pool, labels=labels,
     )  # fmt: skip

@@ -1,0 +1,48 @@
+// fasa_reserve_l2: room in the L2 cache for what a step leaves there between its kernels.
+#include <algorithm>
+
+#include "launch.cuh"
+
+namespace fasa {
+namespace {
+
+int attribute_of(cudaDeviceAttr which) {
+    int device = 0, value = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&value, which, device);
+    return value;
+}
+
+}  // namespace
+
+cudaAccessPolicyWindow window_of(const Kept& kept) {
+    cudaAccessPolicyWindow window = {};
+    size_t room = 0;
+    if (kept.bytes == 0 || cudaDeviceGetLimit(&room, cudaLimitPersistingL2CacheSize) != cudaSuccess) {
+        cudaGetLastError();  // a device without such a limit: nothing is kept
+        return window;
+    }
+    const size_t most = attribute_of(cudaDevAttrMaxAccessPolicyWindowSize);
+    window.num_bytes = room == 0 ? 0 : std::min(kept.bytes, most);
+    window.base_ptr = kept.base;
+    // More than there is room for would displace itself: a part of the lines stays instead.
+    window.hitRatio = std::min(1.f, static_cast<float>(room) / static_cast<float>(kept.bytes));
+    window.hitProp = cudaAccessPropertyPersisting;
+    window.missProp = cudaAccessPropertyNormal;
+    return window;
+}
+
+}  // namespace fasa
+
+extern "C" fasa_status fasa_reserve_l2(void) {
+    using namespace fasa;
+    const size_t wanted = std::min(attribute_of(cudaDevAttrL2CacheSize) / 8 * 3,
+                                   attribute_of(cudaDevAttrMaxPersistingL2CacheSize));
+    size_t room = 0;
+    if (wanted > 0 && cudaDeviceGetLimit(&room, cudaLimitPersistingL2CacheSize) == cudaSuccess &&
+        (room >= wanted || cudaDeviceSetLimit(cudaLimitPersistingL2CacheSize, wanted) == cudaSuccess)) {
+        return FASA_OK;
+    }
+    cudaGetLastError();  // it is not the caller's
+    return FASA_UNSUPPORTED;
+}
