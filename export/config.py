@@ -10,11 +10,12 @@ from typing import Any, get_args, get_type_hints
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import MAX_NUM_TOKENS, TOKENS_PER_BLOCK, EngineLimits, least_num_tokens
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import LabelKind
 from fasa_trt.core.rope import rotary_of
 from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export.architectures import architecture_of
 from fasa_trt.export.plan import can_be_sparse
-from fasa_trt.export.plugin_limits import DTYPES, LabelKind, check_kernels, default_labels, default_n_tip
+from fasa_trt.export.plugin_limits import DTYPES, check_kernels, default_labels, default_n_tip
 from fasa_trt.export.settings import check_settings, parse_setting, read_settings
 from fasa_trt.export.tensorrt import MAX_BUDGET, RTX_ARCHITECTURES
 from fasa_trt.plugins.library import ARCHITECTURES

@@ -16,13 +16,14 @@ import onnx_ir as ir
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import FASA_INPUTS, LOGITS, EngineLimits, padded_vocab
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import LABEL_KINDS, LabelKind
 from fasa_trt.core.profile import Profile
 from fasa_trt.core.spec import REDUCTION_CODES, SparseSpec
 from fasa_trt.export.decoder import Context, build_decoder, new_context, rms_norm
 from fasa_trt.export.graph import DTYPES, PLUGIN_OPSET
 from fasa_trt.export.onnx_model import Exported, Progress, write_onnx
 from fasa_trt.export.plan import LayerPlan, plan_layers
-from fasa_trt.export.plugin_limits import LABEL_KINDS, LabelKind, check_kernels, pool_kv_heads
+from fasa_trt.export.plugin_limits import check_kernels, pool_kv_heads
 from fasa_trt.plugins.plugin_library import CREATOR
 
 OP_TYPE, VERSION, DOMAIN = CREATOR

@@ -8,16 +8,15 @@ KV head more, its *label head*: of each token, the K row holds the labels of all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import EngineLimits
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import SCALE_BYTES, LabelKind, label_bytes
 from fasa_trt.core.spec import SparseSpec, usual_n_tip
 from fasa_trt.export.plan import LayerPlan
 
-LabelKind = Literal["prefix", "int4", "int8", "fp8"]
-LABEL_KINDS: dict[LabelKind, int] = {kind: code for code, kind in enumerate(get_args(LabelKind))}
 READABLE: tuple[LabelKind, ...] = get_args(LabelKind)  # by the plugin
 DTYPES = ("float16", "bfloat16")
 ITEM_BYTES = 2  # of both
@@ -25,7 +24,6 @@ HEAD_DIMS = (64, 96, 128, 256)
 N_TIPS = (8, 16, 24, 32, 48, 64)
 BUDGETS = (16, 4096)
 MAX_SPARSE_HEADS, MAX_KV_HEADS, MAX_GROUP = 128, 32, 16
-SCALE_BYTES = 2  # float16, one a token and KV head; FP8 has none
 MAX_ELEMENTS = 1 << 32  # of a step's queries, exclusive
 
 
@@ -60,11 +58,6 @@ def _wanted_n_tip(labels: LabelKind, head_dim: int) -> int:
 def pool_kv_heads(num_kv_heads: int, layers: Sequence[LayerPlan], labels: LabelKind) -> list[int]:
     """KV heads that each layer has in the pool, its label head included."""
     return [num_kv_heads + (labels != "prefix" and plan.sparse) for plan in layers]
-
-
-def label_bytes(labels: LabelKind, n_tip: int) -> int:
-    """Bytes of one quantised label, its scale not counted."""
-    return n_tip if labels == "int4" else 2 * n_tip
 
 
 def fits_label_head(labels: LabelKind, n_tip: int, num_kv_heads: int, head_dim: int) -> bool:

@@ -8,11 +8,12 @@ import numpy as np
 
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import block_bytes
+from fasa_trt.core.labels import label_bytes, scale_bytes
 from fasa_trt.core.profile import Profile
 from fasa_trt.export.config import BuildConfig
 from fasa_trt.export.graph import NUMPY_DTYPES
 from fasa_trt.export.plan import LayerPlan, plan_layers
-from fasa_trt.export.plugin_limits import SCALE_BYTES, label_bytes, pool_kv_heads
+from fasa_trt.export.plugin_limits import pool_kv_heads
 
 
 def estimate(checkpoint: Checkpoint, profile: Profile | None, config: BuildConfig) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def estimate(checkpoint: Checkpoint, profile: Profile | None, config: BuildConfi
     def read_of_labels(plan: LayerPlan) -> int:
         if labels == "prefix":
             return plan.label_dims * heads * width
-        return heads * (label_bytes(labels, plan.n_tip) + (0 if labels == "fp8" else SCALE_BYTES))
+        return heads * (label_bytes(labels, plan.n_tip) + scale_bytes(labels))
 
     block = config.tokens_per_block or 0
     return {

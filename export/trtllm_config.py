@@ -13,9 +13,10 @@ from typing import Any
 from fasa_trt.core.checkpoint import Checkpoint
 from fasa_trt.core.contract import EngineLimits
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import LabelKind
 from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export.plan import LayerPlan
-from fasa_trt.export.plugin_limits import LabelKind, pool_kv_heads
+from fasa_trt.export.plugin_limits import pool_kv_heads
 
 TRTLLM = "tensorrt-llm"
 ENGINE_FILE = "rank0.engine"

@@ -19,6 +19,7 @@ from fasa_trt.bench.loop import DecodeLoop, Linear
 from fasa_trt.bench.record import summary
 from fasa_trt.bench.weights import Weights
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import label_bytes, scale_bytes
 from fasa_trt.core.spec import SparseSpec
 
 POINTS = ((4096, 1), (8192, 16), (32768, 1), (32768, 8), (32768, 32), (131072, 1), (131072, 8))  # context, batch
@@ -141,7 +142,7 @@ def measure(
         "tokens_per_second": {side: round(1e3 * batch / times[side], 1) for side in ("dense", "fasa")},
         "kv_buffers": buffers,
         "kv_bytes": len(weights.layers) * layer_bytes(weights, context, batch),
-        "label_bytes": (len(weights.layers) - len(spec.dense_layers)) * label_bytes(weights, context, batch, spec),
+        "label_bytes": (len(weights.layers) - len(spec.dense_layers)) * labels_bytes(weights, context, batch, spec),
         "dense_candidates_us": {kernel: median(samples) for kernel, samples in candidates.items()},
         "linears": {projection: "compiled" for projection in linears},
         "spread_ms": {"dense": summary(dense_samples), "fasa": summary(fasa_samples), "rest": summary(rest)},
@@ -171,9 +172,9 @@ def layer_bytes(weights: Weights, context: int, batch: int) -> int:
     return 2 * weights.kv_heads * weights.head_dim * weights.dtype.itemsize * context * batch
 
 
-def label_bytes(weights: Weights, context: int, batch: int, spec: SparseSpec) -> int:
+def labels_bytes(weights: Weights, context: int, batch: int, spec: SparseSpec) -> int:
     """Of one layer's 4-bit labels and their scales."""
-    return weights.kv_heads * (n_tip_of(spec) + 2) * context * batch
+    return weights.kv_heads * (label_bytes("int4", n_tip_of(spec)) + scale_bytes("int4")) * context * batch
 
 
 def n_tip_of(spec: SparseSpec) -> int:
@@ -183,7 +184,7 @@ def n_tip_of(spec: SparseSpec) -> int:
 
 def buffers_of(weights: Weights, context: int, batch: int, spec: SparseSpec, free: int) -> int:
     """Caches that `free` bytes hold, one a layer at most. Dense kernels may want a copy in their own layout."""
-    one = 2 * layer_bytes(weights, context, batch) + label_bytes(weights, context, batch, spec)
+    one = 2 * layer_bytes(weights, context, batch) + labels_bytes(weights, context, batch, spec)
     return max(0, min(len(weights.layers), free // one))
 
 

@@ -18,7 +18,10 @@ int attribute_of(cudaDeviceAttr which) {
 cudaAccessPolicyWindow window_of(const Kept& kept) {
     cudaAccessPolicyWindow window = {};
     size_t room = 0;
-    if (kept.bytes == 0 || cudaDeviceGetLimit(&room, cudaLimitPersistingL2CacheSize) != cudaSuccess) {
+    if (kept.bytes == 0) {
+        return window;
+    }
+    if (cudaDeviceGetLimit(&room, cudaLimitPersistingL2CacheSize) != cudaSuccess) {
         cudaGetLastError();  // a device without such a limit: nothing is kept
         return window;
     }
@@ -26,7 +29,8 @@ cudaAccessPolicyWindow window_of(const Kept& kept) {
     window.num_bytes = room == 0 ? 0 : std::min(kept.bytes, most);
     window.base_ptr = kept.base;
     // More than there is room for would displace itself: a part of the lines stays instead.
-    window.hitRatio = std::min(1.f, static_cast<float>(room) / static_cast<float>(kept.bytes));
+    window.hitRatio =
+        window.num_bytes > room ? static_cast<float>(room) / static_cast<float>(window.num_bytes) : 1.f;
     window.hitProp = cudaAccessPropertyPersisting;
     window.missProp = cudaAccessPropertyNormal;
     return window;

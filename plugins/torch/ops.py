@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import LABEL_KINDS, label_bytes, scale_bytes
 from fasa_trt.core.spec import REDUCTION_CODES
 from fasa_trt.plugins.library import load
 from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, PrefillParams, declare
 
-LABEL_KINDS = {"prefix": 0, "int4": 1, "int8": 2, "fp8": 3}
 DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 
 
@@ -172,9 +172,9 @@ def _pool(pool: Tensor, layer: int, offsets: Tensor) -> Pool:
 def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor) -> Labels:
     if kind == "prefix":
         return Labels(kind=LABEL_KINDS[kind], n_tip=n_tip)
-    if labels.shape[3] < n_tip * (1 if kind == "int4" else 2):
+    if labels.shape[3] < label_bytes(kind, n_tip):
         raise FasaError(f"labels of {labels.shape[3]} bytes are too short for n_tip {n_tip} in {kind}")
-    scaled = kind != "fp8"
+    item = scale_bytes(kind)
     return Labels(
         kind=LABEL_KINDS[kind],
         n_tip=n_tip,
@@ -184,9 +184,9 @@ def _labels(kind: str, n_tip: int, labels: Tensor, scales: Tensor, pool: Tensor)
         label_block_stride=labels.stride(0),
         label_token_stride=labels.stride(1),
         label_head_stride=labels.stride(2),
-        scale_block_stride=2 * scales.stride(0) if scaled else 0,
-        scale_token_stride=2 * scales.stride(1) if scaled else 0,
-        scale_head_stride=2 * scales.stride(2) if scaled else 0,
+        scale_block_stride=item * scales.stride(0) if item else 0,
+        scale_token_stride=item * scales.stride(1) if item else 0,
+        scale_head_stride=item * scales.stride(2) if item else 0,
     )
 
 

@@ -13,12 +13,12 @@ import onnx
 import pytest
 
 from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
+from fasa_trt.core.labels import LabelKind
 from fasa_trt.core.profile import Profile
 from fasa_trt.export import plugin_limits
 from fasa_trt.export.bake import Initializer
 from fasa_trt.export.config import BuildConfig
 from fasa_trt.export.engine import engine_config, export_model
-from fasa_trt.export.plugin_limits import LabelKind
 
 HIDDEN, MLP, LAYERS, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4096, 14336, 32, 32, 8, 128, 128256
 CONFIG: dict[str, Any] = {

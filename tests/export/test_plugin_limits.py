@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from fasa_trt.core.labels import LABEL_KINDS
 from fasa_trt.core.spec import REDUCTION_CODES, REDUCTIONS
 from fasa_trt.export import plugin_limits
-from fasa_trt.export.plugin_limits import LABEL_KINDS, default_labels, default_n_tip, fits_label_head, nearest_n_tip
+from fasa_trt.export.plugin_limits import default_labels, default_n_tip, fits_label_head, nearest_n_tip
 
 HEADER = Path(__file__).parents[2] / "plugins" / "kernels" / "fasa.h"
 

@@ -14,10 +14,10 @@ from fasa_trt.core.checkpoint import Checkpoint, open_checkpoint
 from fasa_trt.core.contract import EngineLimits
 from fasa_trt.core.engine_dir import CONFIG, open_engine, write_engine
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import LabelKind
 from fasa_trt.core.spec import SparseSpec
 from fasa_trt.export.architectures import ARCHITECTURES
 from fasa_trt.export.plan import LayerPlan, plan_layers
-from fasa_trt.export.plugin_limits import LabelKind
 from fasa_trt.export.trtllm_config import ENGINE_FILE, RULES, check_trtllm_config, limits_of, trtllm_config
 from tests.engines import random_profile
 from tests.models import make_model

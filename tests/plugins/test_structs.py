@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fasa_trt.core.labels import LABEL_KINDS
 from fasa_trt.core.spec import REDUCTION_CODES
 from fasa_trt.plugins.library import KERNELS
 from fasa_trt.plugins.torch import ops, structs
@@ -25,7 +26,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "fasa_prefill_params": structs.PrefillParams,
 }
 CONSTANTS = {
-    **{f"FASA_LABELS_{name.upper()}": value for name, value in ops.LABEL_KINDS.items()},
+    **{f"FASA_LABELS_{name.upper()}": value for name, value in LABEL_KINDS.items()},
     **{f"FASA_REDUCE_{name.upper()}": value for name, value in REDUCTION_CODES.items()},
     **{f"FASA_{str(dtype).removeprefix('torch.').upper()}": value for dtype, value in ops.DTYPES.items()},
     "FASA_OK": 0,

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fasa_trt.bench.kernels.cache import HEAD_DIM, KV_HEADS, Q_HEADS, SCALE, TOKENS, Paged
 from fasa_trt.bench.kernels.timing import Calls
+from fasa_trt.core.labels import label_bytes, scale_bytes
 from fasa_trt.core.spec import SparseSpec
-from fasa_trt.plugins.torch.label_head import LABEL_BYTES
 
 BUDGET, SINK, RECENT = 256, 4, 32
 NAMES = {"int4": "4bit", "int8": "8bit"}  # in the records
@@ -32,12 +32,11 @@ class Variant:
     @property
     def cache_row(self) -> int:
         """Bytes of a token's label in a cache of its own, per KV head."""
-        return LABEL_BYTES.get(self.kind, 0) * self.n_tip
+        return label_bytes(self.kind, self.n_tip)
 
     def bytes_of(self, context: int, batch: int) -> int:
         """What a step must read: every label with its scale once, and the chosen tokens' keys and values."""
-        scale = 2 if self.kind in ("int4", "int8") else 0
-        label = (4 * self.n_tip if self.kind == "prefix" else self.cache_row) + scale
+        label = (4 * self.n_tip if self.kind == "prefix" else self.cache_row) + scale_bytes(self.kind)
         token_sets = Q_HEADS if self.reduction == "per_head" else KV_HEADS
         return batch * (KV_HEADS * context * label + token_sets * BUDGET * 4 * HEAD_DIM)
 

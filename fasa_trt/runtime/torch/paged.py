@@ -11,8 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fasa_trt.core.labels import label_bytes
 from fasa_trt.plugins.torch.dense import dense_decode, prefill
-from fasa_trt.plugins.torch.label_head import LABEL_BYTES
 from fasa_trt.plugins.torch.ops import append, decode
 from fasa_trt.runtime.torch.cache import FasaLayer
 from fasa_trt.runtime.torch.step import DeviceStep, Step
@@ -70,7 +70,7 @@ class PagedLayer(FasaLayer):
 
     @cached_property
     def _label_bytes(self) -> int:
-        return LABEL_BYTES.get(self._kind, 0) * self.settings.plan.n_tip
+        return label_bytes(self._kind, self.settings.plan.n_tip)
 
     def _permuted(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """q and k with dominant dims first, pair members side by side; a dense layer's as they are."""
