@@ -51,10 +51,15 @@ def package_version(module: str, *distributions: str) -> str | None:
     return "unknown"
 
 
+def cuda_driver() -> ctypes.CDLL:
+    """The driver's own library. Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
 def cuda() -> Cuda:
     """Asks the driver's own library, so that CUDA_VISIBLE_DEVICES counts; a machine without one has no GPUs."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = cuda_driver()
     except OSError:
         return Cuda(None, ())
     number = ctypes.c_int()

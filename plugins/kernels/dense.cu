@@ -29,7 +29,7 @@ size_t partial_rows(const fasa_decode_params& p, const Partials& partials) {
 Partials dense_partials(const fasa_decode_params& p, int longest, void* workspace) {
     Partials partials;
     partials.chunk_tokens = chunk_tokens(p);
-    partials.chunks = (seen_tokens(longest, p.window) + partials.chunk_tokens - 1) / partials.chunk_tokens;
+    partials.chunks = chunks_of(longest, p.window, partials.chunk_tokens);
     partials.out = static_cast<float*>(workspace);
     partials.lse = partials.out + partial_rows(p, partials) * p.pool.head_dim;
     return partials;

@@ -55,4 +55,9 @@ __host__ __device__ inline int seen_tokens(int length, int window) {
     return window > 0 && window < length ? window : length;
 }
 
+// The chunks of dense decode that they make.
+__host__ __device__ inline int chunks_of(int length, int window, int chunk_tokens) {
+    return (seen_tokens(length, window) + chunk_tokens - 1) / chunk_tokens;
+}
+
 }  // namespace fasa

@@ -107,10 +107,6 @@ __device__ void merge_chunks(const fasa_decode_params& p, const Partials& partia
     __syncthreads();
 }
 
-__device__ inline int chunks_of(int length, const fasa_decode_params& p, const Partials& partials) {
-    return (seen_tokens(length, p.window) + partials.chunk_tokens - 1) / partials.chunk_tokens;
-}
-
 // Attends to chunk `chunk` of a sequence, if it has so many.
 template <typename T, int HEAD_DIM>
 __device__ void attend_dense(const fasa_decode_params& p, const Partials& partials, int seq, int kv_head,
@@ -130,7 +126,8 @@ template <typename T, int HEAD_DIM>
 __device__ __noinline__ void attend_all(const fasa_decode_params& p, const Partials& partials, int seq,
                                         int kv_head, int length, AttendScratch<HEAD_DIM>& scratch) {
     static_assert(sizeof(scratch) >= sizeof(Weighted) * kMergeThreads);
-    const int chunks = chunks_of(length, p, partials), group = p.num_q_heads / p.pool.num_kv_heads;
+    const int chunks = chunks_of(length, p.window, partials.chunk_tokens);
+    const int group = p.num_q_heads / p.pool.num_kv_heads;
     for (int chunk = 0; chunk < chunks; ++chunk) {
         attend_dense<T, HEAD_DIM>(p, partials, seq, kv_head, length, chunk, scratch);
     }
@@ -158,7 +155,7 @@ __global__ void __launch_bounds__(kMergeThreads)
     __shared__ Weighted shared[kMergeThreads];
     // Lengths are older than the kernel that is waited for, which had waited itself before it allowed this
     // one.
-    const int chunks = chunks_of(p.lengths[blockIdx.x], p, partials);
+    const int chunks = chunks_of(p.lengths[blockIdx.x], p.window, partials.chunk_tokens);
     wait_for_previous();
     if (chunks > 1) {
         merge_chunks<T, HEAD_DIM>(p, partials, blockIdx.x, blockIdx.y, chunks, shared);
@@ -168,8 +165,8 @@ __global__ void __launch_bounds__(kMergeThreads)
 template <typename T, int HEAD_DIM>
 fasa_status launch_dense_of(const fasa_decode_params& p, const Partials& partials, cudaStream_t stream) {
     const dim3 chunks(partials.chunks, p.pool.num_kv_heads, p.num_seqs), rows(p.num_seqs, p.num_q_heads);
-    const fasa_status status = launch_with_shared(dense_chunks<T, HEAD_DIM>, chunks, kSelectThreads,
-                                                  sizeof(AttendScratch<HEAD_DIM>), stream, p, partials);
+    const fasa_status status = launch_overlapped(dense_chunks<T, HEAD_DIM>, chunks, kSelectThreads,
+                                                 sizeof(AttendScratch<HEAD_DIM>), stream, p, partials);
     return status != FASA_OK || partials.chunks == 1
                ? status
                : launch_overlapped(dense_merge<T, HEAD_DIM>, rows, kMergeThreads, 0, stream, p, partials);

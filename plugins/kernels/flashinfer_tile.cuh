@@ -147,9 +147,6 @@ __device__ __forceinline__ void attend_tile(Params params, int max_blocks, int s
 template <typename Traits, typename Task>
 fasa_status launch_tiles(void (*kernel)(Task), dim3 grid, const Task& task, cudaStream_t stream) {
     constexpr size_t kShared = sizeof(typename Traits::SharedStoragePaged);
-    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared) != cudaSuccess) {
-        return FASA_LAUNCH_FAILED;
-    }
     return launch_overlapped(kernel, grid, Traits::NUM_THREADS, kShared, stream, task);
 }
 

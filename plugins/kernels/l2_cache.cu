@@ -4,16 +4,6 @@
 #include "launch.cuh"
 
 namespace fasa {
-namespace {
-
-int attribute_of(cudaDeviceAttr which) {
-    int device = 0, value = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&value, which, device);
-    return value;
-}
-
-}  // namespace
 
 cudaAccessPolicyWindow window_of(const Kept& kept) {
     cudaAccessPolicyWindow window = {};
@@ -25,7 +15,7 @@ cudaAccessPolicyWindow window_of(const Kept& kept) {
         cudaGetLastError();  // a device without such a limit: nothing is kept
         return window;
     }
-    const size_t most = attribute_of(cudaDevAttrMaxAccessPolicyWindowSize);
+    const size_t most = device_attribute(cudaDevAttrMaxAccessPolicyWindowSize);
     window.num_bytes = room == 0 ? 0 : std::min(kept.bytes, most);
     window.base_ptr = kept.base;
     // More than there is room for would displace itself: a part of the lines stays instead.
@@ -40,8 +30,8 @@ cudaAccessPolicyWindow window_of(const Kept& kept) {
 
 extern "C" fasa_status fasa_reserve_l2(void) {
     using namespace fasa;
-    const size_t wanted = std::min(attribute_of(cudaDevAttrL2CacheSize) / 8 * 3,
-                                   attribute_of(cudaDevAttrMaxPersistingL2CacheSize));
+    const size_t wanted = std::min(device_attribute(cudaDevAttrL2CacheSize) / 8 * 3,
+                                   device_attribute(cudaDevAttrMaxPersistingL2CacheSize));
     size_t room = 0;
     if (wanted > 0 && cudaDeviceGetLimit(&room, cudaLimitPersistingL2CacheSize) == cudaSuccess &&
         (room >= wanted || cudaDeviceSetLimit(cudaLimitPersistingL2CacheSize, wanted) == cudaSuccess)) {

@@ -9,7 +9,16 @@ inline int token_sets(const fasa_decode_params& p) {
     return p.reduction == FASA_REDUCE_PER_HEAD ? p.num_q_heads : p.pool.num_kv_heads;
 }
 
-int multiprocessors();  // of the current device
+inline int device_attribute(cudaDeviceAttr which) {  // of the current device
+    int device = 0, value = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&value, which, device);
+    return value;
+}
+
+inline int multiprocessors() {
+    return device_attribute(cudaDevAttrMultiProcessorCount);
+}
 
 // Blocks of threads of the score pass, a sequence (and KV head, for PREFIX), and of the pass before it that
 // finds the normalisers of the softmax reductions.
@@ -35,16 +44,17 @@ cudaAccessPolicyWindow window_of(const Kept& kept);  // of 0 bytes where there i
 
 // Launches `kernel` so that it may start while the kernel before it on the stream still runs, where the GPU
 // can do that (compute capability 9.0 on); it must call wait_for_previous() before it reads what that one
-// wrote.
+// wrote. It may need more dynamic shared memory (`shared`, bytes) than it gets unasked.
 template <typename... Parameters, typename... Arguments>
 fasa_status launch_keeping(const Kept& kept, void (*kernel)(Parameters...), dim3 grid, int threads,
                            size_t shared, cudaStream_t stream, Arguments... arguments) {
-    int device = 0, major = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (shared > 0 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(shared)) != cudaSuccess) {
+        return FASA_LAUNCH_FAILED;
+    }
     cudaLaunchAttribute attributes[2] = {};
     unsigned count = 0;
-    if (major >= 9) {
+    if (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
         attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
         attributes[count++].val.programmaticStreamSerializationAllowed = 1;
     }
@@ -69,15 +79,6 @@ fasa_status launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
     return launch_keeping({}, kernel, grid, threads, shared, stream, arguments...);
 }
 
-// The same for a kernel that may need more dynamic shared memory than it gets unasked.
-template <typename... Parameters, typename... Arguments>
-fasa_status launch_with_shared(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
-                               cudaStream_t stream, Arguments... arguments) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))
-               ? FASA_LAUNCH_FAILED
-               : launch_overlapped(kernel, grid, threads, shared, stream, arguments...);
-}
-
 // The same for a score kernel: the keys and maxima that it leaves lie side by side and are kept.
 template <typename... Parameters, typename... Arguments>
 fasa_status launch_scoring(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
@@ -85,9 +86,7 @@ fasa_status launch_scoring(void (*kernel)(Parameters...), dim3 grid, int threads
                            Arguments... arguments) {
     const uint16_t* end = scores.maxima + static_cast<size_t>(p.num_seqs) * token_sets(p) * scores.octets;
     const Kept kept{scores.keys, static_cast<size_t>(end - scores.keys) * sizeof(*end)};
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared))
-               ? FASA_LAUNCH_FAILED
-               : launch_keeping(kept, kernel, grid, threads, shared, stream, p, scores, arguments...);
+    return launch_keeping(kept, kernel, grid, threads, shared, stream, p, scores, arguments...);
 }
 
 __device__ inline void wait_for_previous() {

@@ -7,13 +7,6 @@
 
 namespace fasa {
 
-int multiprocessors() {
-    int device = 0, count = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-    return count;
-}
-
 // Two blocks of threads a multiprocessor run at a time, or three. Rows are cut into as many blocks as fill a
 // whole number of such waves best; each wave costs its blocks' start.
 int score_blocks(const fasa_decode_params& p) {

@@ -53,8 +53,8 @@ template <typename T, int HEAD_DIM>
 fasa_status launch_attend_of(const fasa_decode_params& p, const Scores& scores, const Partials& partials,
                              cudaStream_t stream) {
     const int sets = token_sets(p);
-    return launch_with_shared(select_and_attend<T, HEAD_DIM>, dim3(sets, p.num_seqs), kSelectThreads,
-                              shared_bytes<HEAD_DIM>(p.budget), stream, p, scores, partials, sets);
+    return launch_overlapped(select_and_attend<T, HEAD_DIM>, dim3(sets, p.num_seqs), kSelectThreads,
+                             shared_bytes<HEAD_DIM>(p.budget), stream, p, scores, partials, sets);
 }
 
 template <int HEAD_DIM>

@@ -37,8 +37,7 @@ fasa_decode_params largest(const LayerConfig& c, int32_t num_seqs, int32_t max_l
 // fasa.h, makes no more of them than are counted here, for any number of multiprocessors up to the most.
 int64_t dense_decode(const LayerConfig& c) {
     constexpr int32_t kLongestChunk = 4096;
-    constexpr int32_t kMany =
-        65535;  // so many sequences that each is cut into the longest chunks on every GPU
+    constexpr int32_t kMany = 65535;  // sequences, so many that their chunks are the longest on every GPU
     const fasa_decode_params sample = largest(c, kMany, 2 * kLongestChunk);
     const int64_t each = fasa_dense_decode_workspace(&sample) / (int64_t(kMany) * 2 * c.num_q_heads);
     const int64_t seen = c.window > 0 ? std::min(c.window, c.max_seq_len) : c.max_seq_len;

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from fasa_trt.plugins.torch.ops import library
+from fasa_trt.runtime.machine import cuda_driver
 from tests.plugins.paged import Case, make_case
 
 pytestmark = pytest.mark.gpu
@@ -20,7 +20,7 @@ class Limit:
     """Bytes that are set aside on the current device."""
 
     def __init__(self) -> None:
-        self.driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        self.driver = cuda_driver()
 
     def get(self) -> int:
         value = ctypes.c_size_t()
