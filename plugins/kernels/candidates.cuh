@@ -23,7 +23,7 @@ struct Candidates {
         : maxima(reinterpret_cast<const uint4*>(scores.maxima + row * scores.octets)), octets(octets) {
 #pragma unroll
         for (int i = 0; i < kMaximaHeld; ++i) {
-            held[i] = load(i);
+            held[i] = has(i) ? load(i) : hidden_octet();
         }
     }
 
@@ -32,11 +32,17 @@ struct Candidates {
         const int real = octets - index(i) * 8;  // the row's padding was never written
         return real >= 8 ? maxima[index(i)] : real > 0 ? shortened(maxima[index(i)], real) : hidden_octet();
     }
+    // Whether the warp has an i-th uint4: where there are fewer, it spares itself the instructions.
+    __device__ bool has(int i) const {
+        return (threadIdx.x / kWarp * kWarp + i * kSelectThreads) * 8 < octets;
+    }
     template <typename Visit>
     __device__ void each(Visit visit) const {
 #pragma unroll
         for (int i = 0; i < kMaximaHeld; ++i) {
-            visit(held[i], i);
+            if (has(i)) {
+                visit(held[i], i);
+            }
         }
         for (int i = kMaximaHeld; index(i) * 8 < octets; ++i) {
             visit(load(i), i);

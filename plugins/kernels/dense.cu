@@ -6,14 +6,14 @@
 namespace fasa {
 namespace {
 
-constexpr int kLeastChunk = 256, kMostChunk = 4096;  // multiples of the first: what a block takes at a time
+constexpr int kLeastChunk = 128, kMostChunk = 4096;  // multiples of the first: what a block takes at a time
 
 bool valid(const fasa_decode_params& p) {
     return dense_valid(p) && p.max_length >= 1;
 }
 
 int chunk_tokens(const fasa_decode_params& p) {
-    const int pieces = multiprocessors() / (p.num_seqs * p.pool.num_kv_heads);
+    const int pieces = 2 * multiprocessors() / (p.num_seqs * p.pool.num_kv_heads);
     const int seen = seen_tokens(p.max_length, p.window);
     const int each = pieces > 1 ? (seen + pieces - 1) / pieces : seen;
     const int clamped = each > kMostChunk ? kMostChunk : each;

@@ -10,6 +10,8 @@
 namespace fasa {
 
 constexpr int kMergeThreads = 256;
+constexpr int kDenseWarps = 8;  // of a block of threads, of which a multiprocessor runs two
+constexpr int kCrews = kSelectWarps / kDenseWarps;
 
 // Four elements of a weighted sum, and the sum of the weights.
 struct Weighted {
@@ -25,10 +27,10 @@ __device__ inline int64_t partial_row(const fasa_decode_params& p, const Partial
 
 // Attends to `count` tokens of chunk `chunk`, for `group` query heads from `head` on. Where it is the only
 // chunk, the result goes to the output.
-template <typename T, int HEAD_DIM, typename TokenAt>
+template <typename T, int HEAD_DIM, int WARPS, typename TokenAt>
 __device__ void attend_chunk(const fasa_decode_params& p, const Partials& partials, int seq, int kv_head,
                              int head, int group, int chunk, bool only, const TokenAt& token_at, int count,
-                             AttendScratch<HEAD_DIM>& scratch) {
+                             const Crew<WARPS>& crew, AttendScratch<HEAD_DIM, WARPS>& scratch) {
     for (int end = head + group; head < end; head += kHeads) {  // larger groups come again for the others
         const int64_t row = static_cast<int64_t>(seq) * p.num_q_heads + head;
         const auto result_at = [&] {
@@ -37,7 +39,11 @@ __device__ void attend_chunk(const fasa_decode_params& p, const Partials& partia
                                only ? nullptr : partials.out + at * HEAD_DIM, partials.lse + at};
         };
         attend<T, HEAD_DIM>(p, seq, kv_head, min(kHeads, end - head),
-                            static_cast<const T*>(p.q) + row * HEAD_DIM, token_at, count, result_at, scratch);
+                            static_cast<const T*>(p.q) + row * HEAD_DIM, token_at, count, result_at, crew,
+                            scratch);
+        if (head + kHeads < end) {
+            crew.sync();
+        }
     }
 }
 
@@ -110,27 +116,36 @@ __device__ void merge_chunks(const fasa_decode_params& p, const Partials& partia
 // Attends to chunk `chunk` of a sequence, if it has so many.
 template <typename T, int HEAD_DIM>
 __device__ void attend_dense(const fasa_decode_params& p, const Partials& partials, int seq, int kv_head,
-                             int length, int chunk, AttendScratch<HEAD_DIM>& scratch) {
+                             int length, int chunk, const Crew<kDenseWarps>& crew,
+                             AttendScratch<HEAD_DIM, kDenseWarps>& scratch) {
     const int seen = seen_tokens(length, p.window), skipped = chunk * partials.chunk_tokens;
     if (skipped < seen) {
         const int group = p.num_q_heads / p.pool.num_kv_heads, start = length - seen + skipped;
         attend_chunk<T, HEAD_DIM>(
             p, partials, seq, kv_head, kv_head * group, group, chunk, seen <= partials.chunk_tokens,
-            [&](int i) { return start + i; }, min(partials.chunk_tokens, seen - skipped), scratch);
+            [&](int i) { return start + i; }, min(partials.chunk_tokens, seen - skipped), crew, scratch);
     }
 }
 
-// All chunks of a sequence, one after the other, with the bits of the kernels below. Rarely called: not
-// inlined, for it would cost its caller registers.
+// What attend_all needs: each crew has its own.
+template <int HEAD_DIM>
+using CrewsScratch = AttendScratch<HEAD_DIM, kDenseWarps>[kCrews];
+
+// All chunks of a sequence, by crews in turn, with the bits of the kernels below. Rarely called: not inlined,
+// for it would cost its caller registers.
 template <typename T, int HEAD_DIM>
 __device__ __noinline__ void attend_all(const fasa_decode_params& p, const Partials& partials, int seq,
-                                        int kv_head, int length, AttendScratch<HEAD_DIM>& scratch) {
+                                        int kv_head, int length, CrewsScratch<HEAD_DIM>& scratch) {
     static_assert(sizeof(scratch) >= sizeof(Weighted) * kMergeThreads);
     const int chunks = chunks_of(length, p.window, partials.chunk_tokens);
     const int group = p.num_q_heads / p.pool.num_kv_heads;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-        attend_dense<T, HEAD_DIM>(p, partials, seq, kv_head, length, chunk, scratch);
+    const int mine = threadIdx.x / Crew<kDenseWarps>::kThreads;
+    const Crew<kDenseWarps> crew{1 + mine};
+    for (int chunk = mine; chunk < chunks; chunk += kCrews) {
+        attend_dense<T, HEAD_DIM>(p, partials, seq, kv_head, length, chunk, crew, scratch[mine]);
+        crew.sync();
     }
+    __syncthreads();
     for (int i = 0; chunks > 1 && i < group; ++i) {
         merge_chunks<T, HEAD_DIM>(p, partials, seq, kv_head * group + i, chunks,
                                   reinterpret_cast<Weighted*>(&scratch));
@@ -139,13 +154,14 @@ __device__ __noinline__ void attend_all(const fasa_decode_params& p, const Parti
 
 // Grid: chunks, KV heads, sequences.
 template <typename T, int HEAD_DIM>
-__global__ void __launch_bounds__(kSelectThreads, 1)
+__global__ void __launch_bounds__(Crew<kDenseWarps>::kThreads, 2)
     dense_chunks(const __grid_constant__ fasa_decode_params p, const __grid_constant__ Partials partials) {
     extern __shared__ __align__(16) char shared[];
     wait_for_previous();
     allow_next();
     attend_dense<T, HEAD_DIM>(p, partials, blockIdx.z, blockIdx.y, p.lengths[blockIdx.z], blockIdx.x,
-                              *reinterpret_cast<AttendScratch<HEAD_DIM>*>(shared));
+                              Crew<kDenseWarps>{0},
+                              *reinterpret_cast<AttendScratch<HEAD_DIM, kDenseWarps>*>(shared));
 }
 
 // Grid: sequences, query heads.
@@ -165,8 +181,9 @@ __global__ void __launch_bounds__(kMergeThreads)
 template <typename T, int HEAD_DIM>
 fasa_status launch_dense_of(const fasa_decode_params& p, const Partials& partials, cudaStream_t stream) {
     const dim3 chunks(partials.chunks, p.pool.num_kv_heads, p.num_seqs), rows(p.num_seqs, p.num_q_heads);
-    const fasa_status status = launch_overlapped(dense_chunks<T, HEAD_DIM>, chunks, kSelectThreads,
-                                                 sizeof(AttendScratch<HEAD_DIM>), stream, p, partials);
+    const fasa_status status =
+        launch_overlapped(dense_chunks<T, HEAD_DIM>, chunks, Crew<kDenseWarps>::kThreads,
+                          sizeof(AttendScratch<HEAD_DIM, kDenseWarps>), stream, p, partials);
     return status != FASA_OK || partials.chunks == 1
                ? status
                : launch_overlapped(dense_merge<T, HEAD_DIM>, rows, kMergeThreads, 0, stream, p, partials);

@@ -3,6 +3,10 @@
  * All functions launch on the given stream and return at once. They never allocate, never synchronise and
  * never read device memory on the host, so they can be captured into a CUDA graph; lengths and block offsets
  * may change between replays. Everything is deterministic for equal input.
+ *
+ * On compute capability 9.0 and newer kernels start while the one before them still runs (programmatic stream
+ * serialization) and read lengths and block offsets at once: whatever writes those must not let the next
+ * kernel start before it is done (cudaTriggerProgrammaticLaunchCompletion).
  */
 #ifndef FASA_H
 #define FASA_H
@@ -172,8 +176,8 @@ FASA_API size_t fasa_dense_decode_workspace(const fasa_decode_params* params);
 /* One decode step of one layer that attends every cached token, or the last `window`; budget, sink, recent,
  * dense_below, reduction and labels are not looked at. A sequence is split into chunks, whose results are
  * merged in float32, of
- *   seen / max(1, multiprocessors / (num_seqs * num_kv_heads))
- * tokens, 4096 at most and rounded up to a multiple of 256, where seen = max_length, or the window if that is
+ *   seen / max(1, 2 * multiprocessors / (num_seqs * num_kv_heads))
+ * tokens, 4096 at most and rounded up to a multiple of 128, where seen = max_length, or the window if that is
  * shorter. Equal chunks give equal bits, whatever the other sequences are. */
 FASA_API fasa_status fasa_dense_decode(const fasa_decode_params* params, void* stream);
 

@@ -42,41 +42,72 @@ struct Kept {
 
 cudaAccessPolicyWindow window_of(const Kept& kept);  // of 0 bytes where there is nothing to keep
 
-// Launches `kernel` so that it may start while the kernel before it on the stream still runs, where the GPU
-// can do that (compute capability 9.0 on); it must call wait_for_previous() before it reads what that one
-// wrote. It may need more dynamic shared memory (`shared`, bytes) than it gets unasked.
+// What a launch asks for beside the usual: programmatic dependence where the GPU has it (compute capability
+// 9.0 on), so that the kernel may start while the one before it on the stream still runs.
+class LaunchAttributes {
+  public:
+    LaunchAttributes() {
+        if (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
+            add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed =
+                1;
+        }
+    }
+    void keep(const Kept& kept) {
+        const cudaAccessPolicyWindow window = window_of(kept);
+        if (window.num_bytes > 0) {
+            add(cudaLaunchAttributeAccessPolicyWindow).accessPolicyWindow = window;
+        }
+    }
+    void cluster(int blocks) {
+        if (blocks > 1) {
+            add(cudaLaunchAttributeClusterDimension).clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+        }
+    }
+    void give(cudaLaunchConfig_t& config) {
+        config.attrs = attributes_;
+        config.numAttrs = count_;
+    }
+
+  private:
+    cudaLaunchAttributeValue& add(cudaLaunchAttributeID id) {
+        attributes_[count_].id = id;
+        return attributes_[count_++].val;
+    }
+    cudaLaunchAttribute attributes_[2] = {};
+    unsigned count_ = 0;
+};
+
 template <typename... Parameters, typename... Arguments>
-fasa_status launch_keeping(const Kept& kept, void (*kernel)(Parameters...), dim3 grid, int threads,
-                           size_t shared, cudaStream_t stream, Arguments... arguments) {
+fasa_status launch_with(LaunchAttributes attributes, void (*kernel)(Parameters...), dim3 grid, int threads,
+                        size_t shared, cudaStream_t stream, Arguments... arguments) {
     if (shared > 0 && cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            static_cast<int>(shared)) != cudaSuccess) {
         return FASA_LAUNCH_FAILED;
-    }
-    cudaLaunchAttribute attributes[2] = {};
-    unsigned count = 0;
-    if (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9) {
-        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    const cudaAccessPolicyWindow window = window_of(kept);
-    if (window.num_bytes > 0) {
-        attributes[count].id = cudaLaunchAttributeAccessPolicyWindow;
-        attributes[count++].val.accessPolicyWindow = window;
     }
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = count;
+    attributes.give(config);
     return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess ? FASA_OK : FASA_LAUNCH_FAILED;
 }
 
+// Launches `kernel`, which must call wait_for_previous() before it reads what the kernel before it wrote. It
+// may need more dynamic shared memory (`shared`, bytes) than it gets unasked.
 template <typename... Parameters, typename... Arguments>
 fasa_status launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
                               cudaStream_t stream, Arguments... arguments) {
-    return launch_keeping({}, kernel, grid, threads, shared, stream, arguments...);
+    return launch_with({}, kernel, grid, threads, shared, stream, arguments...);
+}
+
+// The same in clusters of `blocks` blocks of threads, along x.
+template <typename... Parameters, typename... Arguments>
+fasa_status launch_clustered(int blocks, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                             cudaStream_t stream, Arguments... arguments) {
+    LaunchAttributes attributes;
+    attributes.cluster(blocks);
+    return launch_with(attributes, kernel, grid, threads, shared, stream, arguments...);
 }
 
 // The same for a score kernel: the keys and maxima that it leaves lie side by side and are kept.
@@ -85,8 +116,9 @@ fasa_status launch_scoring(void (*kernel)(Parameters...), dim3 grid, int threads
                            cudaStream_t stream, const fasa_decode_params& p, const Scores& scores,
                            Arguments... arguments) {
     const uint16_t* end = scores.maxima + static_cast<size_t>(p.num_seqs) * token_sets(p) * scores.octets;
-    const Kept kept{scores.keys, static_cast<size_t>(end - scores.keys) * sizeof(*end)};
-    return launch_keeping(kept, kernel, grid, threads, shared, stream, p, scores, arguments...);
+    LaunchAttributes attributes;
+    attributes.keep({scores.keys, static_cast<size_t>(end - scores.keys) * sizeof(*end)});
+    return launch_with(attributes, kernel, grid, threads, shared, stream, p, scores, arguments...);
 }
 
 __device__ inline void wait_for_previous() {

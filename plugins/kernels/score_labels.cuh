@@ -34,15 +34,9 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     auto* start = reinterpret_cast<typename Format::Sum*>(factor + kv_heads);
     auto* raw = reinterpret_cast<float*>(start + kv_heads);  // a warp's query before packing
     const int seq = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    allow_next();
-    wait_for_previous();
+    // Lengths and block tables are older than the kernel that is waited for, which had waited itself before
+    // it allowed this one.
     const int length = p.lengths[seq];
-    if (length <= p.budget) {
-        return;
-    }
-
-    // Asked for before the labels, or they would queue behind them.
-    QueryShare share(p, seq, min(warp, kv_heads - 1) * group, group);
     const int teams = kWarp / kv_heads, team = lane / kv_heads, ring_row = min(lane, teams * kv_heads - 1);
     const int kv_head = ring_row % kv_heads;
     const int64_t row = static_cast<int64_t>(seq) * kv_heads + kv_head;
@@ -61,13 +55,19 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
         return label_address(p.pool, p.labels, seq, min(octet + team, end - 1) * kOctet, 0);
     };
     const int first_octet = fetched;
-    LabelAddress next{}, scales_at{};
+    LabelAddress scales_at{}, next{};
     if (first_octet < end) {
-        next = address(first_octet);
-        scales_at = next;
-        ring.set_octets(next.label);
+        scales_at = address(first_octet);
         next = address(first_octet + step);
     }
+    wait_for_previous();
+    allow_next();
+    if (length <= p.budget) {
+        return;
+    }
+    // Asked for before the labels, or they would queue behind them.
+    QueryShare share(p, seq, min(warp, kv_heads - 1) * group, group);
+    ring.set_octets(scales_at.label);
     const auto fetch = [&](int batch) {
         if (fetched < end) {
             ring.fetch(batch, token_stride);
@@ -83,6 +83,17 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
 #pragma unroll
     for (int batch = 0; batch < kAhead; ++batch) {
         fetch(batch);
+    }
+    __half scale[kOctet], scale_ahead[kOctet];
+    const auto load_scales = [&](__half(&to)[kOctet], const char* from) {
+#pragma unroll
+        for (int i = 0; i < kOctet; ++i) {
+            to[i] = __ldg(reinterpret_cast<const __half*>(from + kv_head * p.labels.scale_head_stride +
+                                                          i * p.labels.scale_token_stride));
+        }
+    };
+    if (kScaled && first_octet < end) {
+        load_scales(scale, scales_at.scale);
     }
     // While the first labels are on their way: the queries.
     for (int head = warp; head < kv_heads; head += kScoreWarps) {
@@ -112,17 +123,6 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     }
     __syncthreads();
 
-    __half scale[kOctet], scale_ahead[kOctet];
-    const auto load_scales = [&](__half(&to)[kOctet], const char* from) {
-#pragma unroll
-        for (int i = 0; i < kOctet; ++i) {
-            to[i] = __ldg(reinterpret_cast<const __half*>(from + kv_head * p.labels.scale_head_stride +
-                                                          i * p.labels.scale_token_stride));
-        }
-    };
-    if (kScaled && first_octet < end) {
-        load_scales(scale, scales_at.scale);
-    }
     float score[kOctet];
     const auto score_batch = [&](int batch) {
         constexpr int kBatch = Ring::kBatch;

@@ -24,9 +24,30 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     const bool per_head = p.reduction == FASA_REDUCE_PER_HEAD;
     __shared__ float raw[kLabelDims];
     __shared__ float normaliser[16];
-    allow_next();
-    wait_for_previous();
+    // Lengths and block tables are older than the kernel that is waited for, which had waited itself before
+    // it allowed this one.
     const int length = p.lengths[seq];
+    const int octets = (length + kOctet - 1) / kOctet;
+    const VisitedTiles visited(length,
+                               PASS == Pass::kNormalise && p.reduction == FASA_REDUCE_SAMPLED_SOFTMAX);
+    const int batches = (visited.turns + kTiles - 1) / kTiles;
+    const int begin = static_cast<int64_t>(batches) * blockIdx.x / gridDim.x;
+    const int end = static_cast<int64_t>(batches) * (blockIdx.x + 1) / gridDim.x;
+    // Lane i finds the rows of a batch's i-th octet, a batch before they are read. Octets beyond the end
+    // repeat the last one.
+    const auto rows_of = [&](int batch) {
+        const int tile = visited[min(batch, end - 1) * kTiles + lane % (2 * kTiles) / 2];
+        const int octet = min(2 * tile + lane % 2, octets - 1);
+        return reinterpret_cast<uint64_t>(pool_row<T>(p.pool, seq, 0, octet * kOctet, kv_head));
+    };
+    int batch = begin + warp;
+    uint64_t first_rows = 0, rows = 0;
+    if (batch < end) {
+        first_rows = rows_of(batch);
+        rows = rows_of(batch + kScoreWarps);
+    }
+    wait_for_previous();
+    allow_next();
     if (length <= p.budget) {
         return;
     }
@@ -34,22 +55,6 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     const int first_head = kv_head * group;
     if constexpr (PASS == Pass::kSoftmax) {
         whole_normalisers(normaliser, p, scores, seq, tokens_seen(p, length), first_head, group);
-    }
-    if (PASS != Pass::kNormalise && blockIdx.x == 0 && warp == 0) {  // for whoever scores a token again
-        const bool sum = p.reduction == FASA_REDUCE_SUM;
-        for (int s = 0; s < (sum ? 1 : group); ++s) {
-            const int64_t at = sum ? static_cast<int64_t>(seq) * p.pool.num_kv_heads + kv_head
-                                   : static_cast<int64_t>(seq) * p.num_q_heads + first_head + s;
-            QueryShare(p, seq, first_head + s, sum ? group : 1).store(raw, p.labels.n_tip);
-            for (int d = lane; d < dims; d += kWarp) {
-                scores.queries[at * kLabelDims + d] = raw[d];
-            }
-            if (lane == 0) {
-                scores.factors[at] = factor;
-                scores.normaliser[at] = PASS == Pass::kSoftmax ? normaliser[s] : 0.f;
-            }
-            __syncwarp();
-        }
     }
     // The part of a row's chunk c that this lane reads, as keys and as queries; none beyond the label.
     const auto inside = [&](int c) { return c * 32 + within * 8 < dims; };
@@ -65,20 +70,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
                                                     : uint4{0, 0, 0, 0};
         }
     }
-    const int octets = (length + kOctet - 1) / kOctet;
-    const VisitedTiles visited(length,
-                               PASS == Pass::kNormalise && p.reduction == FASA_REDUCE_SAMPLED_SOFTMAX);
-    const int batches = (visited.turns + kTiles - 1) / kTiles;
-    const int begin = static_cast<int64_t>(batches) * blockIdx.x / gridDim.x;
-    const int end = static_cast<int64_t>(batches) * (blockIdx.x + 1) / gridDim.x;
     uint4 part[2][kTiles][CHUNKS][2];
-    // Lane i finds the rows of a batch's i-th octet, a batch before they are read. Octets beyond the end
-    // repeat the last one.
-    const auto look_up = [&](int batch) {
-        const int tile = visited[batch * kTiles + lane % (2 * kTiles) / 2];
-        const int octet = min(2 * tile + lane % 2, octets - 1);
-        return reinterpret_cast<uint64_t>(pool_row<T>(p.pool, seq, 0, octet * kOctet, kv_head));
-    };
     const int mine = quad * p.pool.head_dim + within * 8;  // elements of an octet's rows before this lane's
     const auto load = [&](int turn, uint64_t rows) {
 #pragma unroll
@@ -164,20 +156,34 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
         store_tiles(p, scores, length, first + 2 * (within % kTiles), total[0],
                     row * scores.octets + first + quad, quad < 2 * kTiles);
     };
-    if (begin + warp < end) {
-        const auto rows_of = [&](int batch) { return look_up(min(batch, end - 1)); };
-        int batch = begin + warp;
-        uint64_t rows = rows_of(batch + kScoreWarps);
-        load(0, rows_of(batch));
-        for (; batch < end; batch += 2 * kScoreWarps) {
-            load(1, rows);
-            rows = rows_of(batch + 2 * kScoreWarps);
-            score(0, batch);
-            load(0, rows);
-            rows = rows_of(batch + 3 * kScoreWarps);
-            if (batch + kScoreWarps < end) {
-                score(1, batch + kScoreWarps);
+    if (batch < end) {
+        load(0, first_rows);
+    }
+    // For whoever scores a token again. By the warp that has the least to do, while its loads are under way.
+    if (PASS != Pass::kNormalise && blockIdx.x == 0 && warp == kScoreWarps - 1) {
+        const bool sum = p.reduction == FASA_REDUCE_SUM;
+        for (int s = 0; s < (sum ? 1 : group); ++s) {
+            const int64_t at = sum ? static_cast<int64_t>(seq) * p.pool.num_kv_heads + kv_head
+                                   : static_cast<int64_t>(seq) * p.num_q_heads + first_head + s;
+            QueryShare(p, seq, first_head + s, sum ? group : 1).store(raw, p.labels.n_tip);
+            for (int d = lane; d < dims; d += kWarp) {
+                scores.queries[at * kLabelDims + d] = raw[d];
             }
+            if (lane == 0) {
+                scores.factors[at] = factor;
+                scores.normaliser[at] = PASS == Pass::kSoftmax ? normaliser[s] : 0.f;
+            }
+            __syncwarp();
+        }
+    }
+    for (; batch < end; batch += 2 * kScoreWarps) {
+        load(1, rows);
+        rows = rows_of(batch + 2 * kScoreWarps);
+        score(0, batch);
+        load(0, rows);
+        rows = rows_of(batch + 3 * kScoreWarps);
+        if (batch + kScoreWarps < end) {
+            score(1, batch + kScoreWarps);
         }
     }
     if constexpr (PASS == Pass::kNormalise) {

@@ -3,31 +3,27 @@
 // Idea: the score pass leaves the maximum of every eight keys (an octet), and each thread folds the maxima it
 // holds into one. The budget-th largest of these folded maxima, by a histogram, bounds the budget-th largest
 // key from below; little more than `budget` octets reach that bound and are listed, one for each thread.
-// Their keys, by another histogram, give the bin (3 % of a score wide) in which the exact threshold lies:
-// what is above is chosen, and the few members of the bin are compared with each other. So a row of 128k
-// tokens is read once, an eighth of it. Histograms count, so the order of their atomics does not show.
-// Members that tie at 16 bits are scored again in float32, and ties there go to the lower position. Masses of
-// equal scores take the slow path of select_slowly.cuh.
+// Their keys, by another histogram, give the bin (3 % of a score wide) in which the exact threshold lies, and
+// those of the bin, by a third one, the threshold. So a row of 128k tokens is read once, an eighth of it.
+// Histograms count, so the order of their atomics does not show. Tokens that tie at the threshold, at 16
+// bits, are scored again in float32, and ties there go to the lower position. Masses of equal scores take the
+// slow path of select_slowly.cuh.
 #pragma once
 
 #include "candidates.cuh"
-#include "select_slowly.cuh"
+#include "rescore.cuh"
 
 namespace fasa {
 
-constexpr int kMaxMembers = 1024;  // of the bin of the threshold
+constexpr int kMaxTies = 1024;  // at the threshold
 
 struct alignas(16) SelectScratch {
     Histogram maxima, keys;
     BlockScratch block;
     Bin found;
-    int narrow[kWarp];  // members by rank
-    int ties;
-    int token[kMaxMembers];
-    float score[kMaxMembers];   // of ties
-    uint16_t tie[kMaxMembers];  // members
-    uint16_t rank[kMaxMembers];
-    bool taken[kMaxMembers];
+    int in_bin[1 << Histogram::kShift];  // keys, by rank
+    int token[kMaxTies];
+    float score[kMaxTies];
 };
 
 // Which of the keys of an octet lie above a range of ranks, and which in it.
@@ -40,31 +36,12 @@ struct RankRange {
     }
 };
 
-// Decides which of the members are chosen, `spare` of them (`taken`).
+// Writes the best `wanted` of the `ties` tokens in scratch.token to `chosen`.
 template <typename T>
-__device__ void choose_members(SelectScratch& scratch, int members, int spare, const Rescorer<T>& rescore) {
-    for (int m = threadIdx.x; m < members; m += kSelectThreads) {
-        const uint32_t rank = scratch.rank[m];
-        int higher = 0, equal = 0;
-#pragma unroll 4
-        for (int other = 0; other < members; ++other) {
-            higher += scratch.rank[other] > rank;
-            equal += scratch.rank[other] == rank;
-        }
-        scratch.taken[m] = higher + equal <= spare;
-        if (higher < spare &&
-            higher + equal > spare) {  // a tie at the threshold; their order does not matter
-            scratch.tie[atomicAdd(&scratch.ties, 1)] = static_cast<uint16_t>(m);
-            scratch.narrow[0] = spare - higher;  // how many of them are chosen: all write the same
-        }
-    }
-    __syncthreads();
-    const int ties = scratch.ties;
-    if (ties == 0) {
-        return;
-    }
+__device__ void break_ties(SelectScratch& scratch, int ties, int wanted, const Rescorer<T>& rescore,
+                           int* chosen) {
     for (int t = threadIdx.x / kWarp; t < ties; t += kSelectWarps) {
-        const float score = rescore(scratch.token[scratch.tie[t]]);
+        const float score = rescore(scratch.token[t]);
         if (threadIdx.x % kWarp == 0) {
             scratch.score[t] = score;
         }
@@ -72,30 +49,36 @@ __device__ void choose_members(SelectScratch& scratch, int members, int spare, c
     __syncthreads();
     for (int t = threadIdx.x; t < ties; t += kSelectThreads) {
         const float score = scratch.score[t];
-        const int token = scratch.token[scratch.tie[t]];
+        const int token = scratch.token[t];
         int better = 0;
         for (int other = 0; other < ties; ++other) {
             better += scratch.score[other] > score ||
-                      (scratch.score[other] == score && scratch.token[scratch.tie[other]] < token);
+                      (scratch.score[other] == score && scratch.token[other] < token);
         }
-        scratch.taken[scratch.tie[t]] = better < scratch.narrow[0];
+        if (better < wanted) {
+            chosen[better] = token;
+        }
     }
     __syncthreads();
 }
 
-// Writes the `budget` tokens of a row with length > budget to `chosen` (shared memory), in a fixed order.
-// octet_list: shared memory of octet_capacity(budget) ints.
+// What select_tokens() needs; can be done before the scores are there.
+__device__ inline void prepare(SelectScratch& scratch) {
+    scratch.maxima.clear();
+    scratch.keys.clear();
+    if (threadIdx.x < sizeof(scratch.in_bin) / sizeof(int)) {
+        scratch.in_bin[threadIdx.x] = 0;
+    }
+}
+
+// Writes the `budget` tokens of a row with length > budget to `chosen` (shared memory), in a fixed order, or
+// returns false: too many scores are equal, and select_slowly() has to do it.
+// octet_list: shared memory of octet_capacity(budget) ints. After prepare().
 template <typename T>
-__device__ void select_tokens(const Scores& scores, const fasa_decode_params& p, int64_t row, int length,
+__device__ bool select_tokens(const Scores& scores, const fasa_decode_params& p, int64_t row, int length,
                               const Rescorer<T>& rescore, SelectScratch& scratch, int* octet_list,
                               int* chosen) {
     int turn = 0;
-    scratch.maxima.clear();
-    scratch.keys.clear();
-    if (threadIdx.x < kWarp) {
-        scratch.narrow[threadIdx.x] = 0;
-        scratch.ties = 0;
-    }
     const auto* keys = reinterpret_cast<const uint4*>(scores.keys) + row * scores.octets;
     const int octets = (length + kOctet - 1) / kOctet;
     const bool all = octets <= octet_capacity(p.budget);
@@ -115,97 +98,79 @@ __device__ void select_tokens(const Scores& scores, const fasa_decode_params& p,
         kept = keys[octet_at(threadIdx.x)];
     }
     const auto each = [&](auto visit) {
-        for (int i = threadIdx.x; i < listed; i += kSelectThreads) {
-            visit(i < kSelectThreads ? kept : keys[octet_at(i)], i);
+        if (threadIdx.x < listed) {
+            visit(kept, threadIdx.x);
+        }
+#pragma unroll 1
+        for (int i = threadIdx.x + kSelectThreads; i < listed; i += kSelectThreads) {
+            visit(keys[octet_at(i)], i);
         }
     };
-    Bin bin{};
-    RankRange range{};
-    int packed = 0, total = 0, before = 0;  // keys above the range << kPacked | keys in it
-    constexpr int kPacked = 19;
-    const auto count = [&]() {
-        packed = 0;
-        each([&](const uint4& eight, int) {
-            packed += __popc(range.above(eight)) << kPacked | __popc(range.within(eight));
-        });
-        before = block_scan(scratch.block, turn, packed, &total);
-    };
-    bool few = listed <= octet_capacity(p.budget);
-    if (few) {
-        each([&](const uint4& eight, int) {
-            const uint32_t hit = hits(eight, twice(floor));
+    if (listed > octet_capacity(p.budget)) {
+        return false;
+    }
+    each([&](const uint4& eight, int) {
+        const uint32_t hit = hits(eight, twice(floor));
 #pragma unroll
-            for (int slot = 0; slot < kOctet; ++slot) {
-                if (hit >> slot & 1) {
-                    scratch.keys.add(octet_key(eight, slot));
-                }
+        for (int slot = 0; slot < kOctet; ++slot) {
+            if (hit >> slot & 1) {
+                scratch.keys.add(octet_key(eight, slot));
             }
-        });
-        __syncthreads();
-        bin = locate(scratch.keys, p.budget, scratch.block, turn, scratch.found);
-        range.lowest = static_cast<uint32_t>(bin.index) << Histogram::kShift;
-        range.beyond = range.lowest + (1 << Histogram::kShift);
-        count();
-        if ((total & ((1 << kPacked) - 1)) >
-            kMaxMembers) {  // the bin alone is too much: one rank of it, then
-            each([&](const uint4& eight, int) {
-                for (uint32_t hit = range.within(eight); hit; hit &= hit - 1) {
-                    atomicAdd(&scratch.narrow[key_rank(octet_key(eight, __ffs(hit) - 1)) - range.lowest], 1);
-                }
-            });
-            __syncthreads();
-            const int lane = threadIdx.x % kWarp;
-            int reached = scratch.narrow[kWarp - 1 - lane];  // lane 0 has the highest rank
-            for (int step = 1; step < kWarp; step *= 2) {
-                const int higher = __shfl_up_sync(0xffffffff, reached, step);
-                reached += lane >= step ? higher : 0;
-            }
-            const uint32_t enough = __ballot_sync(0xffffffff, bin.above + reached >= p.budget);
-            const int at = __ffs(enough) - 1;
-            bin.above += at > 0 ? __shfl_sync(0xffffffff, reached, max(at - 1, 0)) : 0;
-            range.lowest += kWarp - 1 - at;
-            range.beyond = range.lowest + 1;
-            count();
-            few = (total & ((1 << kPacked) - 1)) <= kMaxMembers;
         }
+    });
+    __syncthreads();
+    Bin bin = locate(scratch.keys, p.budget, scratch.block, turn, scratch.found);
+    RankRange range;
+    range.lowest = static_cast<uint32_t>(bin.index) << Histogram::kShift;
+    range.beyond = range.lowest + (1 << Histogram::kShift);
+    each([&](const uint4& eight, int) {
+        for (uint32_t hit = range.within(eight); hit; hit &= hit - 1) {
+            atomicAdd(&scratch.in_bin[key_rank(octet_key(eight, __ffs(hit) - 1)) - range.lowest], 1);
+        }
+    });
+    __syncthreads();
+    static_assert(1 << Histogram::kShift == kWarp);
+    const int lane = threadIdx.x % kWarp;
+    int reached = scratch.in_bin[kWarp - 1 - lane];  // lane 0 has the highest rank
+    for (int step = 1; step < kWarp; step *= 2) {
+        const int higher = __shfl_up_sync(0xffffffff, reached, step);
+        reached += lane >= step ? higher : 0;
     }
-    if (!few) {
-        select_slowly(scores, p, row, length, rescore, scratch.block, turn, chosen);
-        return;
+    const int at = __ffs(__ballot_sync(0xffffffff, bin.above + reached >= p.budget)) - 1;
+    const int ties = scratch.in_bin[kWarp - 1 - at];
+    const int above = bin.above + __shfl_sync(0xffffffff, reached, at) - ties, wanted = p.budget - above;
+    if (ties > kMaxTies) {
+        return false;
     }
-    const int members = total & ((1 << kPacked) - 1);
-    int place = before >> kPacked, member = before & ((1 << kPacked) - 1);
-    if (packed) {
+    range.lowest += kWarp - 1 - at;
+    range.beyond = range.lowest + 1;
+    constexpr int kPacked = 19;
+    int mine = 0, total;  // keys above the threshold << kPacked | keys at it
+    each([&](const uint4& eight, int) {
+        mine += __popc(range.above(eight)) << kPacked | __popc(range.within(eight));
+    });
+    const int before = block_scan(scratch.block, turn, mine, &total);
+    if (mine) {
+        int* above_to = chosen + (before >> kPacked);
+        int* tie_to = (ties == wanted ? chosen + above : scratch.token) + (before & ((1 << kPacked) - 1));
         each([&](const uint4& eight, int i) {
             const uint32_t above = range.above(eight), within = range.within(eight);
             const int first = octet_at(i) * kOctet;
 #pragma unroll
             for (int slot = 0; slot < kOctet; ++slot) {
                 if (above >> slot & 1) {
-                    chosen[place++] = first + slot;
+                    *above_to++ = first + slot;
                 } else if (within >> slot & 1) {
-                    scratch.rank[member] = static_cast<uint16_t>(key_rank(octet_key(eight, slot)));
-                    scratch.token[member++] = first + slot;
+                    *tie_to++ = first + slot;
                 }
             }
         });
     }
     __syncthreads();
-    choose_members(scratch, members, p.budget - bin.above, rescore);
-    // Members are few: one warp puts them behind the others.
-    if (threadIdx.x < kWarp) {
-        int to = bin.above;
-        for (int first = 0; first < members; first += kWarp) {
-            const int m = first + threadIdx.x;
-            const bool take = m < members && scratch.taken[m];
-            const uint32_t taken = __ballot_sync(0xffffffff, take);
-            if (take) {
-                chosen[to + __popc(taken & ((1u << threadIdx.x) - 1))] = scratch.token[m];
-            }
-            to += __popc(taken);
-        }
+    if (ties > wanted) {
+        break_ties(scratch, ties, wanted, rescore, chosen + above);
     }
-    __syncthreads();
+    return true;
 }
 
 }  // namespace fasa

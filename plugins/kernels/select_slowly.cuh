@@ -8,11 +8,12 @@
 
 namespace fasa {
 
-// Writes `budget` tokens to `chosen` (shared memory).
+// Writes `budget` tokens to `chosen` (shared memory). By one block of threads: it overwrites the keys.
 template <typename T>
 __device__ __noinline__ void select_slowly(const Scores& scores, const fasa_decode_params& p, int64_t row,
-                                           int length, Rescorer<T> rescore, BlockScratch& scratch, int turn,
+                                           int length, Rescorer<T> rescore, BlockScratch& scratch,
                                            int* chosen) {
+    int turn = 0;
     uint16_t* keys = scores.keys + row * scores.octets * kOctet;  // becomes ranks
     const auto count = [&](uint32_t bound) {                      // ranks that reach it, by all threads
         int n = 0;

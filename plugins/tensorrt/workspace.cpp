@@ -43,9 +43,9 @@ int64_t dense_decode(const LayerConfig& c) {
     const int64_t seen = c.window > 0 ? std::min(c.window, c.max_seq_len) : c.max_seq_len;
     int64_t most = 0;
     for (int64_t seqs = 1; seqs <= c.max_batch_size; ++seqs) {
-        const int64_t pieces = std::max<int64_t>(kMostMultiprocessors / (seqs * c.num_kv_heads), 1);
+        const int64_t pieces = std::max<int64_t>(2 * kMostMultiprocessors / (seqs * c.num_kv_heads), 1);
         const int64_t chunks =
-            std::min((seen + 255) / 256, std::max(pieces, (seen + kLongestChunk - 1) / kLongestChunk));
+            std::min((seen + 127) / 128, std::max(pieces, (seen + kLongestChunk - 1) / kLongestChunk));
         most = std::max(most, seqs * chunks);
     }
     return most * c.num_q_heads * each;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,6 +89,20 @@ def test_equal_scores_go_to_lower_positions(kind: str, reduction: str, length: i
     assert torch.equal(case.run(), got)
     poison(case, 0, 1, position == chosen - 1)
     assert case.run().isnan().any()
+
+
+@pytest.mark.parametrize("kind", ["int4", "prefix"])
+@pytest.mark.parametrize("reduction", ["sum", "per_head"])
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_row_has_its_bits_in_every_batch(kind: str, reduction: str, equal: bool) -> None:
+    """Where rows are few, a cluster of blocks of threads attends to each; where scores are equal, one block does."""
+    case = make_case([700, 9001, 40000], kind=kind, reduction=reduction, kv_heads=1, seed=20)
+    if equal:
+        relabel(case, torch.ones(*case.scales.shape, 2 * case.n_tip, device=case.q.device))
+    many = replace(
+        case, q=case.q.repeat(40, 1, 1), offsets=case.offsets.repeat(40, 1, 1), lengths=case.lengths.repeat(40)
+    )
+    assert torch.equal(many.run(), case.run().repeat(40, 1, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
