@@ -14,8 +14,8 @@ from fasa_trt.bench.kernels import dense
 from fasa_trt.bench.kernels.cache import TOKENS, Paged, make_paged
 from fasa_trt.bench.kernels.rows import fastest
 from fasa_trt.bench.kernels.timing import median, replay_us
-from fasa_trt.bench.linears import fastest_linears
-from fasa_trt.bench.loop import DecodeLoop, Linear
+from fasa_trt.bench.linears import Choice, fastest_linears
+from fasa_trt.bench.loop import DecodeLoop
 from fasa_trt.bench.record import summary
 from fasa_trt.bench.weights import Weights
 from fasa_trt.core.errors import FasaError
@@ -72,7 +72,7 @@ def run_e2e(
         rows=[],
         skipped=[],
     )
-    linears: dict[int, dict[str, Linear]] = {}
+    linears: dict[int, Choice] = {}
     for context, batch in points:
         start = time.perf_counter()
         torch.cuda.empty_cache()
@@ -83,9 +83,8 @@ def run_e2e(
             print(f"{context:7d} x {batch:3d}: skipped, no memory for one layer's cache", flush=True)
             continue
         if batch not in linears:
-            linears[batch], measured = fastest_linears(weights, batch, min(repeats, 10))
-            if measured:
-                record["linear_us"] = measured
+            linears[batch] = fastest_linears(weights, batch, min(repeats, 10))
+            record["linear_us"].update(linears[batch].measured)
         row = measure(weights, context, batch, buffers, spec, known, linears[batch], repeats)
         row.update(run_id=record["run_id"], shape=shape, seconds=round(time.perf_counter() - start, 1))
         record["rows"].append(row)
@@ -103,7 +102,7 @@ def measure(
     buffers: int,
     spec: SparseSpec,
     kernels: Mapping[str, dense.Kernel],
-    linears: dict[str, Linear],
+    linears: Choice,
     repeats: int,
 ) -> dict[str, Any]:
     """One row. spec: resolved. Both sides and the step without attention use the same weights and the same pools."""
@@ -117,7 +116,9 @@ def measure(
 
     def step_ms(side: Side, others: Mapping[int, Side] | None = None) -> list[float]:
         tokens = torch.arange(batch, device=weights.device)
-        loop = DecodeLoop(weights, CachedAttention(weights, paged, place, side, others), tokens, linears=linears)
+        loop = DecodeLoop(
+            weights, CachedAttention(weights, paged, place, side, others), tokens, linears=linears.linears
+        )
         return [round(us / 1e3, 5) for us in replay_us([loop.step], repeats, in_a_graph=1)]
 
     unlabelled = Labels.none(paged.pools)
@@ -144,7 +145,7 @@ def measure(
         "kv_bytes": len(weights.layers) * layer_bytes(weights, context, batch),
         "label_bytes": (len(weights.layers) - len(spec.dense_layers)) * labels_bytes(weights, context, batch, spec),
         "dense_candidates_us": {kernel: median(samples) for kernel, samples in candidates.items()},
-        "linears": {projection: "compiled" for projection in linears},
+        "linears": linears.names,
         "spread_ms": {"dense": summary(dense_samples), "fasa": summary(fasa_samples), "rest": summary(rest)},
         "samples_ms": {"dense": dense_samples, "fasa": fasa_samples, "rest": rest},
     }

@@ -1,11 +1,13 @@
 """Which matrix product a decode step of one sequence uses: cuBLAS's, or a reduction that torch compiles.
 
 A product of one row is bound by reading the weights; a plain reduction over each of their rows can do that as fast as
-memory goes, where cuBLAS does not always. Both are measured, and both sides of a comparison use the faster.
+memory goes, where cuBLAS does not always. As torch compiles it at once, and with its search for tile sizes. All are
+measured, and both sides of a comparison use the fastest.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,7 @@ from torch.nn.functional import linear
 
 from fasa_trt.bench.kernels.dense import FAILURES, one_line
 from fasa_trt.bench.kernels.timing import median, replay_us
-from fasa_trt.bench.loop import Linear
+from fasa_trt.bench.loop import Linear, compiled
 from fasa_trt.bench.weights import Weights
 
 LAYERS = 4  # whose weights take turns: together larger than the L2 cache
@@ -26,12 +28,26 @@ def one_row(x: Tensor, weight: Tensor) -> Tensor:
     return (weight.float() * x.float()).sum(dim=-1, dtype=torch.float32).to(x.dtype).unsqueeze(0)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The fastest product of each projection where that is not cuBLAS's, what it is, and what was measured (us)."""
+
+    linears: dict[str, Linear] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
+
+
 @torch.no_grad()
-def fastest_linears(weights: Weights, batch: int, repeats: int) -> tuple[dict[str, Linear], dict[str, Any]]:
-    """The faster product for each projection, and what was measured, microseconds. More than one row is cuBLAS's."""
+def fastest_linears(weights: Weights, batch: int, repeats: int) -> Choice:
+    """The choice for one row; more than one is cuBLAS's."""
+    choice = Choice()
     if batch != 1:
-        return {}, {}
-    compiled = torch.compile(one_row, dynamic=False)
+        return choice
+    candidates = {
+        "cublas": linear,
+        "compiled": compiled(one_row),
+        "tuned": compiled(one_row, coordinate_descent_tuning=True),
+    }
     layers = weights.layers[:LAYERS]
     matrices = {
         "qkv": [layer.qkv for layer in layers],
@@ -40,20 +56,26 @@ def fastest_linears(weights: Weights, batch: int, repeats: int) -> tuple[dict[st
         "down": [layer.down for layer in layers],
         "lm_head": [weights.lm_head],
     }
-    chosen: dict[str, Linear] = {}
-    measured: dict[str, Any] = {}
-    for name, tensors in matrices.items():
+    for projection, tensors in matrices.items():
         x = torch.randn(1, tensors[0].shape[1], device=weights.device, dtype=weights.dtype)
-        times: dict[str, Any] = {"cublas": median(replay_us([partial(linear, x, w) for w in tensors], repeats))}
-        try:
-            wanted = linear(x, tensors[0]).float()
-            error = (compiled(x, tensors[0]).float() - wanted).abs().max() / wanted.abs().max()
-            if not error < 0.02:
-                raise ValueError(f"wrong result: off by {float(error):.3g}")
-            times["compiled"] = median(replay_us([partial(compiled, x, w) for w in tensors], repeats))
-            if times["compiled"] < times["cublas"]:
-                chosen[name] = compiled
-        except FAILURES as reason:
-            times["without"] = one_line(reason)
-        measured[name] = times
-    return chosen, measured
+        times: dict[str, float] = {}
+        without: dict[str, str] = {}
+        for name, product in candidates.items():
+            try:
+                check(product(x, tensors[0]), linear(x, tensors[0]))
+                times[name] = median(replay_us([partial(product, x, w) for w in tensors], repeats))
+            except FAILURES as reason:
+                without[name] = one_line(reason)
+        fastest = min(times, key=times.__getitem__)
+        if fastest != "cublas":
+            choice.linears[projection] = candidates[fastest]
+            choice.names[projection] = fastest
+        choice.measured[projection] = {**times, **({"without": without} if without else {})}
+    return choice
+
+
+def check(got: Tensor, wanted: Tensor) -> None:
+    """Raises ValueError where a product is wrong."""
+    error = (got.float() - wanted.float()).abs().max() / wanted.float().abs().max()
+    if not error < 0.02:
+        raise ValueError(f"wrong result: off by {float(error):.3g}")

@@ -83,6 +83,11 @@ def small_operators(device: torch.device) -> tuple[Any, Any, Any]:
     plain = (rms_norm, add_norm, gated)
     if device.type != "cuda":
         return plain
+    return tuple(compiled(operator) for operator in plain)  # type: ignore[return-value]
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`function` compiled by torch, a kernel for each shape. options: Inductor's."""
     if hasattr(torch._dynamo.config, "recompile_limit"):
-        torch._dynamo.config.recompile_limit = 64  # a kernel for each batch size
-    return tuple(torch.compile(operator, dynamic=False) for operator in plain)  # type: ignore[return-value]
+        torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=False, options=options or None)

@@ -212,7 +212,10 @@ def test_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 def test_a_row_times_a_matrix() -> None:
     x, weight = torch.randn(1, 300).bfloat16(), torch.randn(70, 300).bfloat16()
     torch.testing.assert_close(linears.one_row(x, weight), torch.nn.functional.linear(x, weight), atol=0.2, rtol=0.02)
-    assert linears.fastest_linears(small_weights(), 2, 3) == ({}, {})
+    linears.check(linears.one_row(x, weight), torch.nn.functional.linear(x, weight))
+    with pytest.raises(ValueError, match="wrong result"):
+        linears.check(x, -x)
+    assert linears.fastest_linears(small_weights(), 2, 3) == linears.Choice()
 
 
 def absent(paged: Any) -> list[dense.Attend]:
