@@ -31,6 +31,7 @@ LONG_PROMPTS = ("test_prefill_of_long_prompts", "2-1-128-dtype0")
 SMALL = (
     ("test_ragged_batch", "dtype0"),  # decode: every label kind and reduction, and rows within the budget
     ("test_within_the_budget", "sum-2-1024"),  # of several chunks
+    ("test_within_the_budget", "sum-8-256"),  # so many rows that no cluster shares one
     ("test_heads_of_prefixes", "dtype1", "2-9"),  # float16, and two columns of query heads
     ("test_heads[", "sum-3-3-96"),  # head_dim 96
     ("test_every_format", "sampled", "int8-24-12-9"),  # two columns of query heads, and two rows of blocks

@@ -55,6 +55,9 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
     const int length = p.lengths[seq];
     wait_for_previous();
     if (length <= p.budget) {  // nothing to select; one block of threads does it for all sets of the KV head
+        if (peers > 1) {
+            cluster_wait();
+        }
         if (set % per_kv_head == 0 && rank == 0) {
             __syncthreads();  // prepare() is done
             attend_all<T, HEAD_DIM>(p, partials, seq, kv_head, length,
