@@ -121,7 +121,7 @@ def sanitize(tool: str, timeout: float) -> dict[str, Any]:
     tests = re.findall(r"^.*(?:passed|failed).* in .*$", text, re.MULTILINE)
     return {
         "clean": done.returncode == 0 and bool(summaries) and bool(tests),
-        "left_out": [" ".join(LONG_PROMPTS)] if tool == "racecheck" else [],
+        "left_out": [" ".join(words) for words in NOT_FOR_RACECHECK] if tool == "racecheck" else [],
         "summary": summaries[-1] if summaries else text[-500:],
         "tests": tests[-1].strip() if tests else None,
         "files": {name: figures["passed"] for name, figures in files.items()},
