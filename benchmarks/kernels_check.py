@@ -27,7 +27,8 @@ TOOLS = ("memcheck", "racecheck", "synccheck")
 # Of the prefill kernel for compute capability 9.0. Under racecheck it finds no hazard but computes something else, with
 # FlashInfer's own producer as with ours: it gives registers back (setmaxnreg), which the tool does not expect.
 LONG_PROMPTS = ("test_prefill_of_long_prompts", "2-1-128-dtype0")
-# So many rows that no cluster shares one; racecheck, which takes minutes for them, sees a few in test_ragged_batch.
+# So many rows that no cluster shares one. Racecheck, which did not finish within 150 s with them, sees a few in
+# test_ragged_batch.
 MANY_ROWS = ("test_within_the_budget", "sum-8-256")
 NOT_FOR_RACECHECK = (LONG_PROMPTS, MANY_ROWS)
 # Every kernel, with few and short sequences. A test is among them whose name has all the words of a line.

@@ -58,11 +58,12 @@ def fastest_linears(weights: Weights, batch: int, repeats: int) -> Choice:
     }
     for projection, tensors in matrices.items():
         x = torch.randn(1, tensors[0].shape[1], device=weights.device, dtype=weights.dtype)
+        wanted = linear(x, tensors[0])
         times: dict[str, float] = {}
         without: dict[str, str] = {}
         for name, product in candidates.items():
             try:
-                check(product(x, tensors[0]), linear(x, tensors[0]))
+                check(product(x, tensors[0]), wanted)
                 times[name] = median(replay_us([partial(product, x, w) for w in tensors], repeats))
             except FAILURES as reason:
                 without[name] = one_line(reason)

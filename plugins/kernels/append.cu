@@ -49,8 +49,7 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     __shared__ float rotated[kAppendThreads / kWarp][256];
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int head_dim = p.pool.head_dim;
-    wait_for_previous();
-    allow_next();
+    wait_and_allow_next();
     const int heads = p.num_q_heads + 2 * p.pool.num_kv_heads;
     const int64_t item = static_cast<int64_t>(blockIdx.x) * (kAppendThreads / kWarp) + warp;
     if (item >= static_cast<int64_t>(p.num_tokens) * heads) {

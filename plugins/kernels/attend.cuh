@@ -148,9 +148,7 @@ __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int gr
         }
     }
 
-    total += __shfl_xor_sync(0xffffffff, total, 1);
-    total += __shfl_xor_sync(0xffffffff, total, 2);
-    merge_warps<T>(crew, scratch, largest, total, acc, group, result_at);
+    merge_warps<T>(crew, scratch, largest, sum_of_four(total), acc, group, result_at);
 }
 
 }  // namespace fasa

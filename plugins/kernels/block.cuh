@@ -8,6 +8,12 @@ namespace fasa {
 constexpr int kSelectThreads = 512;
 constexpr int kSelectWarps = kSelectThreads / kWarp;
 
+// The sum over four neighbouring lanes, on each of them.
+__device__ inline float sum_of_four(float x) {
+    x += __shfl_xor_sync(0xffffffff, x, 1);
+    return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
+
 // Shared scratch of the functions below, a value for each warp. Two turns, so that one barrier a call is
 // enough.
 struct BlockScratch {

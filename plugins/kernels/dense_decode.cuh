@@ -157,8 +157,7 @@ template <typename T, int HEAD_DIM>
 __global__ void __launch_bounds__(Crew<kDenseWarps>::kThreads, 2)
     dense_chunks(const __grid_constant__ fasa_decode_params p, const __grid_constant__ Partials partials) {
     extern __shared__ __align__(16) char shared[];
-    wait_for_previous();
-    allow_next();
+    wait_and_allow_next();
     attend_dense<T, HEAD_DIM>(p, partials, blockIdx.z, blockIdx.y, p.lengths[blockIdx.z], blockIdx.x,
                               Crew<kDenseWarps>{0},
                               *reinterpret_cast<AttendScratch<HEAD_DIM, kDenseWarps>*>(shared));
@@ -169,8 +168,7 @@ template <typename T, int HEAD_DIM>
 __global__ void __launch_bounds__(kMergeThreads)
     dense_merge(const __grid_constant__ fasa_decode_params p, const __grid_constant__ Partials partials) {
     __shared__ Weighted shared[kMergeThreads];
-    // Lengths are older than the kernel that is waited for, which had waited itself before it allowed this
-    // one.
+    // Before the wait: see wait_and_allow_next().
     const int chunks = chunks_of(p.lengths[blockIdx.x], p.window, partials.chunk_tokens);
     wait_for_previous();
     if (chunks > 1) {

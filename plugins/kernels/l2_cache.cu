@@ -5,10 +5,10 @@
 
 namespace fasa {
 
-cudaAccessPolicyWindow window_of(const Kept& kept) {
+cudaAccessPolicyWindow window_of(void* base, size_t bytes) {
     cudaAccessPolicyWindow window = {};
     size_t room = 0;
-    if (kept.bytes == 0) {
+    if (bytes == 0) {
         return window;
     }
     if (cudaDeviceGetLimit(&room, cudaLimitPersistingL2CacheSize) != cudaSuccess) {
@@ -16,8 +16,8 @@ cudaAccessPolicyWindow window_of(const Kept& kept) {
         return window;
     }
     const size_t most = device_attribute(cudaDevAttrMaxAccessPolicyWindowSize);
-    window.num_bytes = room == 0 ? 0 : std::min(kept.bytes, most);
-    window.base_ptr = kept.base;
+    window.num_bytes = room == 0 ? 0 : std::min(bytes, most);
+    window.base_ptr = base;
     // More than there is room for would displace itself: a part of the lines stays instead.
     window.hitRatio =
         window.num_bytes > room ? static_cast<float>(room) / static_cast<float>(window.num_bytes) : 1.f;

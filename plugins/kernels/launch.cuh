@@ -29,18 +29,14 @@ int normalise_blocks(const fasa_decode_params& p);
 fasa_status launch_score(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);
 fasa_status launch_score_heads(const fasa_decode_params& p, const Scores& scores, cudaStream_t stream);
 
-// Selection and attention, one block of threads for each (sequence, token set).
+// Selection and attention, a block of threads or a cluster for each (sequence, token set).
 template <int HEAD_DIM>
 fasa_status launch_attend(const fasa_decode_params& p, const Scores& scores, const Partials& partials,
                           cudaStream_t stream);
 
-// Memory that a kernel writes and that the L2 cache should keep, as far as fasa_reserve_l2 made room for it.
-struct Kept {
-    void* base;
-    size_t bytes;
-};
-
-cudaAccessPolicyWindow window_of(const Kept& kept);  // of 0 bytes where there is nothing to keep
+// Over memory that a kernel writes and that the L2 cache should keep, as far as fasa_reserve_l2 made room for
+// it; of 0 bytes where there is nothing to keep.
+cudaAccessPolicyWindow window_of(void* base, size_t bytes);
 
 // What a launch asks for beside the usual: programmatic dependence where the GPU has it (compute capability
 // 9.0 on), so that the kernel may start while the one before it on the stream still runs.
@@ -52,8 +48,8 @@ class LaunchAttributes {
                 1;
         }
     }
-    void keep(const Kept& kept) {
-        const cudaAccessPolicyWindow window = window_of(kept);
+    void keep(void* base, size_t bytes) {
+        const cudaAccessPolicyWindow window = window_of(base, bytes);
         if (window.num_bytes > 0) {
             add(cudaLaunchAttributeAccessPolicyWindow).accessPolicyWindow = window;
         }
@@ -117,7 +113,7 @@ fasa_status launch_scoring(void (*kernel)(Parameters...), dim3 grid, int threads
                            Arguments... arguments) {
     const uint16_t* end = scores.maxima + static_cast<size_t>(p.num_seqs) * token_sets(p) * scores.octets;
     LaunchAttributes attributes;
-    attributes.keep({scores.keys, static_cast<size_t>(end - scores.keys) * sizeof(*end)});
+    attributes.keep(scores.keys, static_cast<size_t>(end - scores.keys) * sizeof(*end));
     return launch_with(attributes, kernel, grid, threads, shared, stream, p, scores, arguments...);
 }
 
@@ -125,6 +121,14 @@ __device__ inline void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
     cudaGridDependencySynchronize();
 #endif
+}
+
+// In this order, so that all that is older than a kernel is there before the next one starts: lengths and
+// block tables, which no kernel here writes, can be read before the wait. (Selection lets the next one start
+// at once, which does not break that: it starts itself only when the score pass has waited.)
+__device__ inline void wait_and_allow_next() {
+    wait_for_previous();
+    allow_next();
 }
 
 }  // namespace fasa

@@ -108,11 +108,7 @@ __device__ inline void merge_warps(const Crew<WARPS>& crew, AttendScratch<HEAD_D
                 reinterpret_cast<const float2&>(scratch.total[part + i * kParts][pair_head]);
             norm.x += weights.x * factor[i].x, norm.y += weights.y * factor[i].y;
         }
-        const auto all_parts = [](float x) {
-            x += __shfl_xor_sync(0xffffffff, x, 1);
-            return x + __shfl_xor_sync(0xffffffff, x, 2);
-        };
-        norm = {all_parts(norm.x), all_parts(norm.y)};
+        norm = {sum_of_four(norm.x), sum_of_four(norm.y)};
         for (int item = crew.thread() / kParts; item < kItems; item += kAtOnce) {
             float4 sum = {0.f, 0.f, 0.f, 0.f};  // (head, dim), (next head, dim), the same for the next dim
 #pragma unroll
@@ -121,7 +117,7 @@ __device__ inline void merge_warps(const Crew<WARPS>& crew, AttendScratch<HEAD_D
                 sum.x += other.x * factor[i].x, sum.y += other.y * factor[i].y;
                 sum.z += other.z * factor[i].x, sum.w += other.w * factor[i].y;
             }
-            sum = {all_parts(sum.x), all_parts(sum.y), all_parts(sum.z), all_parts(sum.w)};
+            sum = {sum_of_four(sum.x), sum_of_four(sum.y), sum_of_four(sum.z), sum_of_four(sum.w)};
             const int i = item / kSlots, dim = i / 4 * 64 + slot / (kMergedHeads / 2) * 8 + i % 4 * 2;
             const int head = pair_head + part;  // two of the threads store
             if (part < 2 && head < group && dim < HEAD_DIM) {

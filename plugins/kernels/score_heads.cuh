@@ -40,8 +40,7 @@ __global__ void __launch_bounds__(kScoreThreads, head_blocks(COLUMNS* kTileColum
     extern __shared__ __align__(16) char shared[];
     const int seq = blockIdx.y, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     const int quad = lane / 4, within = lane % 4;
-    wait_for_previous();
-    allow_next();
+    wait_and_allow_next();
     const int length = p.lengths[seq];
     if (length <= p.budget) {
         return;

@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     auto* start = reinterpret_cast<typename Format::Sum*>(factor + kv_heads);
     auto* raw = reinterpret_cast<float*>(start + kv_heads);  // a warp's query before packing
     const int seq = blockIdx.y, warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    // Lengths and block tables are older than the kernel that is waited for, which had waited itself before
-    // it allowed this one.
+    // Before the wait: what wait_and_allow_next() says is older than the last kernel.
     const int length = p.lengths[seq];
     const int teams = kWarp / kv_heads, team = lane / kv_heads, ring_row = min(lane, teams * kv_heads - 1);
     const int kv_head = ring_row % kv_heads;
@@ -60,8 +59,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
         scales_at = address(first_octet);
         next = address(first_octet + step);
     }
-    wait_for_previous();
-    allow_next();
+    wait_and_allow_next();
     if (length <= p.budget) {
         return;
     }

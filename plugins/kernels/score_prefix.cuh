@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     const bool per_head = p.reduction == FASA_REDUCE_PER_HEAD;
     __shared__ float raw[kLabelDims];
     __shared__ float normaliser[16];
-    // Lengths and block tables are older than the kernel that is waited for, which had waited itself before
-    // it allowed this one.
+    // Before the wait: what wait_and_allow_next() says is older than the last kernel.
     const int length = p.lengths[seq];
     const int octets = (length + kOctet - 1) / kOctet;
     const VisitedTiles visited(length,
@@ -46,8 +45,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
         first_rows = rows_of(batch);
         rows = rows_of(batch + kScoreWarps);
     }
-    wait_for_previous();
-    allow_next();
+    wait_and_allow_next();
     if (length <= p.budget) {
         return;
     }

@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(kSelectThreads, 1)
     }
     auto& scratch = *reinterpret_cast<SelectScratch*>(select);
     prepare(scratch);
-    // Lengths are older than the kernel that is waited for, which had waited itself before it allowed this
-    // one.
+    // Before the wait: see wait_and_allow_next().
     const int length = p.lengths[seq];
     wait_for_previous();
     if (length <= p.budget) {  // nothing to select; one block of threads does it for all sets of the KV head
