@@ -12,12 +12,10 @@ namespace {
 
 constexpr int kAppendThreads = 256;
 
-// Writes the label of a rotated key row (shared memory); one warp.
-__device__ void write_label(const fasa_labels& labels, const fasa_pool& pool, int seq, int token, int kv_head,
-                            const float* key) {
+// Writes the label of a rotated key row (shared memory) to its place; one warp.
+__device__ void write_label(const fasa_labels& labels, const LabelAddress& at, const float* key) {
     const int lane = threadIdx.x % kWarp;
     const int dims = 2 * labels.n_tip;
-    const LabelAddress at = label_address(pool, labels, seq, token, kv_head);
     if (labels.kind == FASA_LABELS_FP8) {
         for (int d = lane; d < dims; d += kWarp) {
             reinterpret_cast<__nv_fp8_storage_t*>(at.label)[d] =
@@ -73,9 +71,10 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     const T* from = is_query ? static_cast<const T*>(p.q) + token * p.q_token_stride
                              : static_cast<const T*>(p.k) + token * p.k_token_stride;
     from += static_cast<int64_t>(own) * head_dim;
+    const int32_t block = is_query ? 0 : key_offset(p.pool, seq, position);
     T* to = is_query
                 ? static_cast<T*>(p.q_out) + (static_cast<int64_t>(token) * p.num_q_heads + own) * head_dim
-                : pool_row<T>(p.pool, seq, 0, position, kv_head);
+                : pool_row_at<T>(p.pool, block, position, kv_head);
     const auto* norm = static_cast<const T*>(is_query ? p.q_norm : p.k_norm);
     float inverse = 1.f;  // of the row's root mean square
     if (norm != nullptr) {
@@ -109,7 +108,7 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
     }
     __syncwarp();
     if (!is_query && p.labels.kind != FASA_LABELS_PREFIX) {
-        write_label(p.labels, p.pool, seq, position, kv_head, rotated[warp]);
+        write_label(p.labels, label_address_at(p.pool, p.labels, block, position, kv_head), rotated[warp]);
     }
 }
 

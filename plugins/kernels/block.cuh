@@ -72,19 +72,20 @@ __device__ inline uint32_t octet_key(const uint4& keys, int slot) {
     return slot & 1 ? pair >> 16 : pair & 0xffff;
 }
 
+// Appends the numbers of a mask's bits, from `first` on, to a list.
+__device__ inline void append_bits(int*& list, uint32_t mask, int first) {
+#pragma unroll
+    for (int slot = 0; slot < 8; ++slot) {
+        if (mask >> slot & 1) {
+            *list++ = first + slot;
+        }
+    }
+}
+
 // The eight keys as if none of their tokens existed.
 __device__ inline uint4 hidden_octet() {
     constexpr uint32_t pair = kHidden | kHidden << 16;
     return {pair, pair, pair, pair};
-}
-
-// The first `real` keys alone.
-__device__ inline uint4 shortened(const uint4& keys, int real) {
-    const auto part = [&](uint32_t word, int before) {
-        const uint32_t hidden = real <= before ? 0xffffffff : real == before + 1 ? 0xffff0000 : 0;
-        return (word & ~hidden) | ((kHidden | kHidden << 16) & hidden);
-    };
-    return {part(keys.x, 0), part(keys.y, 2), part(keys.z, 4), part(keys.w, 6)};
 }
 
 __device__ inline uint4 larger_octet(const uint4& a, const uint4& b) {
@@ -93,7 +94,7 @@ __device__ inline uint4 larger_octet(const uint4& a, const uint4& b) {
 
 constexpr uint32_t kAllRanks = 0x400;  // key_rank(kLowest): every token that exists
 
-// How often keys occur, by the upper bits of their rank: bins of 3 % of a score.
+// How often keys occur; by the upper bits of their rank (bins of 3 % of a score), where not said otherwise.
 struct Histogram {
     static constexpr int kShift = 5, kBins = 1 << (16 - kShift);
     static constexpr int kOwned = kBins / kSelectThreads;  // bins a thread
@@ -102,14 +103,12 @@ struct Histogram {
     int4 bins[kSelectThreads];
 
     __device__ void clear() { bins[threadIdx.x] = {0, 0, 0, 0}; }
-    __device__ void add(uint32_t key) {
-        atomicAdd(reinterpret_cast<int*>(bins) + (key_rank(key) >> kShift), 1);
-    }
+    __device__ void add(uint32_t bin) { atomicAdd(reinterpret_cast<int*>(bins) + bin, 1); }
 };
 
 struct Bin {
     int index;
-    int above;  // keys in higher bins
+    int above, count;  // keys in higher bins, keys in this one
 };
 
 // The highest bin such that `wanted` keys, which exist, lie in it and above; after a barrier.
@@ -123,7 +122,7 @@ __device__ inline Bin locate(const Histogram& histogram, int wanted, BlockScratc
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         if (above < wanted && above + count[i] >= wanted) {
-            shared = {4 * top + 3 - i, above};
+            shared = {4 * top + 3 - i, above, count[i]};
         }
         above += count[i];
     }

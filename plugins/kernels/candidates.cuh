@@ -23,15 +23,12 @@ struct Candidates {
         : maxima(reinterpret_cast<const uint4*>(scores.maxima + row * scores.octets)), octets(octets) {
 #pragma unroll
         for (int i = 0; i < kMaximaHeld; ++i) {
-            held[i] = has(i) ? load(i) : hidden_octet();
+            held[i] = load(i);
         }
     }
 
     __device__ int index(int i) const { return threadIdx.x + i * kSelectThreads; }
-    __device__ uint4 load(int i) const {
-        const int real = octets - index(i) * 8;  // the row's padding was never written
-        return real >= 8 ? maxima[index(i)] : real > 0 ? shortened(maxima[index(i)], real) : hidden_octet();
-    }
+    __device__ uint4 load(int i) const { return index(i) * 8 < octets ? maxima[index(i)] : hidden_octet(); }
     // Whether the warp has an i-th uint4: where there are fewer, it spares itself the instructions.
     __device__ bool has(int i) const {
         return (threadIdx.x / kWarp * kWarp + i * kSelectThreads) * 8 < octets;
@@ -54,7 +51,7 @@ struct Candidates {
         for (int slot = 0; slot < 8; ++slot) {
             const uint32_t key = octet_key(eight, slot);
             if (key != kHidden) {
-                histogram.add(key);
+                histogram.add(key_rank(key) >> Histogram::kShift);
             }
         }
     }
@@ -78,7 +75,7 @@ struct Candidates {
                                          __hmax2(as_half2(both.z), as_half2(both.w)));
             const uint32_t key = __half_as_ushort(__hmax(__low2half(pair), __high2half(pair)));
             if (key != kHidden) {
-                histogram.add(key);
+                histogram.add(key_rank(key) >> Histogram::kShift);
             }
         } else if (leaves_enough(8 * min(kSelectThreads, groups))) {
             add(histogram, both);

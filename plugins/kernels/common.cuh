@@ -52,19 +52,32 @@ __device__ inline int32_t block_offset(const fasa_pool& pool, int seq, int kind,
     return pool.offsets[(static_cast<int64_t>(seq) * 2 + kind) * pool.max_blocks + block];
 }
 
-__device__ inline int64_t block_bytes(const fasa_pool& pool) {
-    return static_cast<int64_t>(pool.tokens_per_block) * pool.heads_per_block * pool.head_dim * 2;
+__device__ inline uint32_t block_bytes(const fasa_pool& pool) {
+    return 2u * pool.tokens_per_block * pool.heads_per_block * pool.head_dim;
 }
 
-// The row of `head_dim` elements of one token.
+// Of a token's block of keys.
+__device__ inline int32_t key_offset(const fasa_pool& pool, int seq, int token) {
+    return block_offset(pool, seq, 0, token >> (__ffs(pool.tokens_per_block) - 1));
+}
+
+// The row of `head_dim` elements of one token, for who has looked up its block's offset.
+template <typename T>
+__device__ inline T* pool_row_at(const fasa_pool& pool, int32_t offset, int token, int kv_head) {
+    const int shift = __ffs(pool.tokens_per_block) - 1;
+    char* primary = static_cast<char*>(pool.primary);
+    asm("" : "+l"(primary));  // else the compiler looks up one of two in memory
+    char* base = offset < 0 ? static_cast<char*>(pool.secondary) : primary;
+    base += static_cast<uint64_t>(offset & 0x7fffffffu) * block_bytes(pool);
+    const uint32_t row = (kv_head << shift) + (token & (pool.tokens_per_block - 1));
+    return reinterpret_cast<T*>(base) + row * pool.head_dim;
+}
+
+// The same, after looking it up.
 template <typename T>
 __device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
-    const int shift = __ffs(pool.tokens_per_block) - 1;
-    const int32_t offset = block_offset(pool, seq, kind, token >> shift);
-    char* base = static_cast<char*>(offset < 0 ? pool.secondary : pool.primary);
-    base += (offset & 0x7fffffff) * block_bytes(pool);
-    const int row = (kv_head << shift) + (token & (pool.tokens_per_block - 1));
-    return reinterpret_cast<T*>(base) + static_cast<int64_t>(row) * pool.head_dim;
+    const int32_t offset = block_offset(pool, seq, kind, token >> (__ffs(pool.tokens_per_block) - 1));
+    return pool_row_at<T>(pool, offset, token, kv_head);
 }
 
 // The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a

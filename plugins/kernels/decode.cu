@@ -13,7 +13,7 @@ namespace {
 
 // Where FASA_DENSE_AUTO draws the line: below so many cached bytes of keys and values in a step, or so few
 // budgets of context, dense attention is done before selection is (measured; see plugins/README.md).
-constexpr int64_t kCrossoverBytes = 20 << 20;
+constexpr int64_t kCrossoverBytes = 15 << 20;
 constexpr int kCrossoverBudgets = 3;
 
 bool valid(const fasa_labels& labels, int head_dim) {

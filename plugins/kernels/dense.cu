@@ -7,6 +7,7 @@ namespace fasa {
 namespace {
 
 constexpr int kLeastChunk = 128, kMostChunk = 4096;  // multiples of the first: what a block takes at a time
+constexpr int kLeastForTwo = 1536;  // with fewer tokens, a second chunk costs more by the merge than it saves
 
 bool valid(const fasa_decode_params& p) {
     return dense_valid(p) && p.max_length >= 1;
@@ -15,7 +16,8 @@ bool valid(const fasa_decode_params& p) {
 int chunk_tokens(const fasa_decode_params& p) {
     const int pieces = 2 * multiprocessors() / (p.num_seqs * p.pool.num_kv_heads);
     const int seen = seen_tokens(p.max_length, p.window);
-    const int each = pieces > 1 ? (seen + pieces - 1) / pieces : seen;
+    const bool whole = pieces < 2 || (pieces == 2 && seen < kLeastForTwo);
+    const int each = whole ? seen : (seen + pieces - 1) / pieces;
     const int clamped = each > kMostChunk ? kMostChunk : each;
     return (clamped + kLeastChunk - 1) / kLeastChunk * kLeastChunk;
 }

@@ -42,7 +42,7 @@ __device__ void attend_chunk(const fasa_decode_params& p, const Partials& partia
                             static_cast<const T*>(p.q) + row * HEAD_DIM, token_at, count, result_at, crew,
                             scratch);
         if (head + kHeads < end) {
-            crew.sync();
+            next_merge(crew, scratch);
         }
     }
 }

@@ -70,7 +70,7 @@ typedef struct {
     int32_t max_blocks;       /* columns of offsets */
     int32_t tokens_per_block; /* power of two, 8..128 */
     int32_t num_kv_heads;     /* 1..32 */
-    int32_t heads_per_block;  /* at least num_kv_heads; 0 for num_kv_heads */
+    int32_t heads_per_block;  /* at least num_kv_heads; 0 for num_kv_heads; a block below 2^31 bytes */
     int32_t head_dim;         /* 64, 96, 128 or 256 */
     fasa_dtype dtype;         /* of keys, values, queries and output */
 } fasa_pool;

@@ -1,6 +1,8 @@
 // The head_dims that the library was built for: those with FASA_HAS_<head_dim> defined as 1.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <type_traits>
 
 #include "fasa.h"
@@ -38,6 +40,7 @@ inline bool pool_valid(const fasa_pool& pool) {
     return tokens >= 8 && tokens <= 128 && (tokens & (tokens - 1)) == 0 && pool.num_kv_heads >= 1 &&
            pool.num_kv_heads <= 32 && pool.max_blocks >= 1 &&
            (pool.heads_per_block == 0 || pool.heads_per_block >= pool.num_kv_heads) &&
+           pool.heads_per_block <= INT32_MAX / 2 / tokens / std::max(pool.head_dim, 1) &&  // bytes of a block
            (pool.dtype == FASA_FLOAT16 || pool.dtype == FASA_BFLOAT16);
 }
 

@@ -148,10 +148,7 @@ __device__ inline float largest_magnitude(const float* x, int n) {
     for (int d = threadIdx.x % kWarp; d < n; d += kWarp) {
         largest = fmaxf(largest, fabsf(x[d]));
     }
-    for (int step = kWarp / 2; step; step /= 2) {
-        largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, step));
-    }
-    return largest;
+    return __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(largest)));  // no sign, same order
 }
 
 // Where a token's label and its scale lie.
@@ -160,12 +157,7 @@ struct LabelAddress {
     char* scale;
 };
 
-// The offset of a token's block of keys.
-__device__ inline int32_t label_offset(const fasa_pool& pool, int seq, int token) {
-    return block_offset(pool, seq, 0, token >> (__ffs(pool.tokens_per_block) - 1));
-}
-
-// The address for who has looked up that offset.
+// For who has looked up the offset of the token's block of keys.
 __device__ inline LabelAddress label_address_at(const fasa_pool& pool, const fasa_labels& labels,
                                                 int32_t offset, int token, int kv_head) {
     const int64_t block = (offset & 0x7fffffffu) / static_cast<uint32_t>(labels.offset_divisor);
@@ -179,7 +171,7 @@ __device__ inline LabelAddress label_address_at(const fasa_pool& pool, const fas
 
 __device__ inline LabelAddress label_address(const fasa_pool& pool, const fasa_labels& labels, int seq,
                                              int token, int kv_head) {
-    return label_address_at(pool, labels, label_offset(pool, seq, token), token, kv_head);
+    return label_address_at(pool, labels, key_offset(pool, seq, token), token, kv_head);
 }
 
 }  // namespace fasa

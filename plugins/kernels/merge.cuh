@@ -18,6 +18,12 @@ struct AttendScratch {
     float largest[WARPS][kHeads];
     float total[WARPS][kHeads];
     float4 partial[WARPS][kItems + 2];
+    Mailbox mailbox;  // in a cluster's first block
+
+    // What the warps of a cluster's other blocks send.
+    static __host__ __device__ constexpr uint32_t sent(int peers) {
+        return (WARPS - WARPS / peers) * (sizeof(float4) * kItems + 2 * sizeof(float) * kHeads);
+    }
 };
 
 // Where they leave their result for `group` query heads: in `out`, or, to be merged with others, in
@@ -44,20 +50,65 @@ __device__ inline void store_pair(const Attended<T>& result, int at, float x, fl
 template <int HEAD_DIM>
 using LaneSums = float[(HEAD_DIM + 63) / 64][4][4];
 
+// Behind this the scratch of a merge can be used again.
+template <int HEAD_DIM, int WARPS>
+__device__ inline void next_merge(const Crew<WARPS>& crew, AttendScratch<HEAD_DIM, WARPS>& scratch) {
+    if (crew.peers > 1 && crew.merges() && threadIdx.x == 0) {
+        scratch.mailbox.reopen(scratch.sent(crew.peers));
+    }
+    crew.sync();
+}
+
+// Leaves a warp's results for the heads from `first` on where the first block merges them. largest, total: as
+// merge_warps() has them.
+template <int HEAD_DIM, int WARPS>
+__device__ inline void leave_results(const Crew<WARPS>& crew, AttendScratch<HEAD_DIM, WARPS>& scratch,
+                                     float largest, float total, const LaneSums<HEAD_DIM>& acc, int first) {
+    using Scratch = AttendScratch<HEAD_DIM, WARPS>;
+    constexpr int kSlots = Scratch::kSlots, kSums = Scratch::kItems / kSlots;
+    const int quad = threadIdx.x % kWarp / 4, within = threadIdx.x % 4, warp = crew.number();
+    const int pair = within - first / 2;  // of the heads that are merged now
+    const bool has_pair = pair >= 0 && pair < kMergedHeads / 2;
+    float4* partial = &scratch.partial[warp][quad * (kMergedHeads / 2) + pair];
+    const auto sum_of = [&](int i) {
+        const auto& sum = acc[i / 4][i % 4];
+        return float4{sum[0], sum[1], sum[2], sum[3]};
+    };
+    if (crew.merges()) {
+        if (within == 0) {
+            scratch.largest[warp][quad] = largest;
+            scratch.total[warp][quad] = total;
+        }
+        if (has_pair) {
+#pragma unroll
+            for (int i = 0; i < kSums; ++i) {
+                partial[i * kSlots] = sum_of(i);
+            }
+        }
+        return;
+    }
+    const uint32_t barrier = in_first_block(&scratch.mailbox.barrier);
+    if (within == 0) {
+        send(in_first_block(&scratch.largest[warp][quad]), largest, barrier);
+        send(in_first_block(&scratch.total[warp][quad]), total, barrier);
+    }
+    if (has_pair) {
+        const uint32_t to = in_first_block(partial);
+#pragma unroll
+        for (int i = 0; i < kSums; ++i) {
+            send(to + i * kSlots * sizeof(float4), sum_of(i), barrier);
+        }
+    }
+}
+
 // largest, total: of head lane / 4, in powers of two, on the four lanes that have it; `group` heads are
-// there. `result_at` gives an Attended<T>, when it is time, for registers are short. Calls need crew.sync()
-// between them.
+// there. `result_at` gives an Attended<T>, when it is time, for registers are short. Calls need
+// next_merge() between them.
 template <typename T, int HEAD_DIM, int WARPS, typename ResultAt>
 __device__ inline void merge_warps(const Crew<WARPS>& crew, AttendScratch<HEAD_DIM, WARPS>& scratch,
                                    float largest, float total, const LaneSums<HEAD_DIM>& acc, int group,
                                    const ResultAt& result_at) {
-    const int quad = threadIdx.x % kWarp / 4, within = threadIdx.x % 4, warp = crew.number();
     using Scratch = AttendScratch<HEAD_DIM, WARPS>;
-    Scratch& merged = crew.merges() ? scratch : of_first_block(scratch);
-    if (crew.attends() && within == 0) {
-        merged.largest[warp][quad] = largest;
-        merged.total[warp][quad] = total;
-    }
     const Attended<T> result = result_at();
     constexpr int kSlots = Scratch::kSlots, kItems = Scratch::kItems;
     constexpr int kParts = 4;  // threads an item, each for a quarter of the warps
@@ -70,21 +121,18 @@ __device__ inline void merge_warps(const Crew<WARPS>& crew, AttendScratch<HEAD_D
             break;
         }
         if (first > 0) {
-            crew.sync();  // those before have been read
+            next_merge(crew, scratch);
         }
-        const int pair = within - first / 2;  // of the heads that are merged now
-        if (crew.attends() && pair >= 0 && pair < kMergedHeads / 2) {
-#pragma unroll
-            for (int i = 0; i < kItems / kSlots; ++i) {
-                const auto& sum = acc[i / 4][i % 4];
-                merged.partial[warp][i * kSlots + quad * (kMergedHeads / 2) + pair] = {sum[0], sum[1], sum[2],
-                                                                                       sum[3]};
-            }
+        if (crew.attends()) {
+            leave_results(crew, scratch, largest, total, acc, first);
         }
-        crew.sync();
         if (!crew.merges()) {
             continue;
         }
+        if (crew.peers > 1) {
+            scratch.mailbox.wait();
+        }
+        crew.sync_block();
         // Of two heads: the largest logit, and what a warp's results are multiplied by.
         const int pair_head = first + slot % (kMergedHeads / 2) * 2;
         float2 factor[kShare], peak = {-INFINITY, -INFINITY};

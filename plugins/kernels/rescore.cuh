@@ -13,16 +13,32 @@ struct Rescorer {
     int64_t first_slot;  // of scores.queries
     int heads;           // slots that make the score together
 
-    // By one warp, for one token; NaN counts as the lowest score.
-    __device__ float operator()(int token) const {
+    static constexpr int kShare = kLabelDims / kWarp;  // of a row of label dims, a lane
+    struct Slot {
+        float query[kShare], factor, normaliser;
+    };
+    Slot first;  // long before it is needed
+
+    __device__ Rescorer(const fasa_decode_params& p, const Scores& scores, int seq, int kv_head,
+                        int64_t first_slot, int heads)
+        : p(p),
+          scores(scores),
+          seq(seq),
+          kv_head(kv_head),
+          first_slot(first_slot),
+          heads(heads),
+          first(slot(0)) {}
+
+    // By one warp, for one token, with the offset of its block of keys; NaN counts as the lowest score.
+    __device__ float operator()(int token, int32_t offset) const {
         const int dims = 2 * p.labels.n_tip;
-        float label[kLabelDims / kWarp];  // this lane's share
+        float label[kShare];  // this lane's share
         float scale = 1.f;
         if (p.labels.kind == FASA_LABELS_PREFIX) {
-            const T* k = pool_row<T>(p.pool, seq, 0, token, kv_head);
+            const T* k = pool_row_at<T>(p.pool, offset, token, kv_head);
             read(label, dims, [&](int d) { return to_float(k[d]); });
         } else {
-            const LabelAddress at = label_address(p.pool, p.labels, seq, token, kv_head);
+            const LabelAddress at = label_address_at(p.pool, p.labels, offset, token, kv_head);
             if (p.labels.kind == FASA_LABELS_FP8) {
                 read(label, dims, [&](int d) { return fp8_pair(static_cast<uint8_t>(at.label[d])).x; });
             } else {
@@ -38,32 +54,41 @@ struct Rescorer {
         }
         SoftmaxScore soft;
         float score = 0.f;
+        Slot head = first;  // and the next one is asked for while this one is multiplied
         for (int h = 0; h < heads; ++h) {
-            const int64_t slot = first_slot + h;
+            const Slot next = h + 1 < heads ? slot(h + 1) : head;
             float sum = 0.f;
 #pragma unroll
-            for (int i = 0; i < kLabelDims / kWarp; ++i) {
-                const int d = i * kWarp + threadIdx.x % kWarp;
-                sum += d < dims ? label[i] * scores.queries[slot * kLabelDims + d] : 0.f;
+            for (int i = 0; i < kShare; ++i) {
+                sum += label[i] * head.query[i];
             }
 #pragma unroll
             for (int step = kWarp / 2; step; step /= 2) {
                 sum += __shfl_xor_sync(0xffffffff, sum, step);
             }
-            score = sum * scale * scores.factors[slot];
-            soft.add(score, scores.normaliser[slot]);
+            score = sum * scale * head.factor;
+            soft.add(score, head.normaliser);
+            head = next;
         }
         score = by_softmax(p.reduction) ? soft.value(p.reduction) : score;
         return score == score ? score : -INFINITY;
     }
 
+    __device__ float operator()(int token) const { return (*this)(token, key_offset(p.pool, seq, token)); }
+
   private:
+    __device__ Slot slot(int index) const {
+        const int64_t at = first_slot + index;
+        Slot found{{}, scores.factors[at], scores.normaliser[at]};
+        read(found.query, 2 * p.labels.n_tip, [&](int d) { return scores.queries[at * kLabelDims + d]; });
+        return found;
+    }
     template <typename Read>
-    static __device__ void read(float (&label)[kLabelDims / kWarp], int dims, Read element) {
+    static __device__ void read(float (&share)[kShare], int dims, Read element) {
 #pragma unroll
-        for (int i = 0; i < kLabelDims / kWarp; ++i) {
+        for (int i = 0; i < kShare; ++i) {
             const int d = i * kWarp + threadIdx.x % kWarp;
-            label[i] = d < dims ? element(d) : 0.f;
+            share[i] = d < dims ? element(d) : 0.f;
         }
     }
 };

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kScoreThreads, head_blocks(COLUMNS* kTileColum
     // them is read a turn earlier still.
     const Ring ring(shared + warp * Ring::kSize, p.labels, first_head, heads, length);
     const auto octet_of = [&](int turn) { return min(2 * visited[turn] + lane % 2, octets - 1); };
-    const auto look_up = [&](int turn) { return label_offset(p.pool, seq, octet_of(turn) * kOctet); };
+    const auto look_up = [&](int turn) { return key_offset(p.pool, seq, octet_of(turn) * kOctet); };
     const auto fetch = [&](uint32_t slot, int turn, int32_t offset) {
         uint32_t scales = 0;
         if (turn < end) {

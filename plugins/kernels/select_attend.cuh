@@ -32,61 +32,59 @@ size_t shared_bytes(int budget, int peers) {
 }
 
 // Grid: (token sets * peers, sequences), in clusters of `peers` blocks of threads, which select the same
-// tokens and share the attention to them.
+// tokens and share the attention to them. A KV head has `per_kv_head` token sets, each for `group` query
+// heads.
 template <typename T, int HEAD_DIM>
 __global__ void __launch_bounds__(kSelectThreads, 1)
     select_and_attend(const __grid_constant__ fasa_decode_params p, const __grid_constant__ Scores scores,
-                      const __grid_constant__ Partials partials, int sets, int peers) {
+                      const __grid_constant__ Partials partials, int peers, int group, int per_kv_head) {
     extern __shared__ __align__(16) char shared[];
     auto* chosen = reinterpret_cast<int*>(shared);
     char* select = shared + ints_bytes(p.budget);
     char* merge = select + (peers > 1 ? selection_bytes(p.budget) : 0);
-    const int seq = blockIdx.y, set = blockIdx.x / peers, rank = blockIdx.x % peers;
-    const int per_kv_head = sets / p.pool.num_kv_heads;
-    const int kv_head = set / per_kv_head;
     allow_next();
+    Crew<kSelectWarps> crew{0, peers, static_cast<int>(blockIdx.x % peers)};
+    auto& merging = *reinterpret_cast<AttendScratch<HEAD_DIM, kSelectWarps>*>(merge);
     if (peers > 1) {
-        cluster_arrive();  // this block's shared memory can be written to
+        if (crew.merges() && threadIdx.x == 0) {
+            merging.mailbox.open(merging.sent(peers));
+        }
+        cluster_arrive_relaxed();
     }
-    auto& scratch = *reinterpret_cast<SelectScratch*>(select);
-    prepare(scratch);
-    // Before the wait: see wait_and_allow_next().
+    // Before the wait: see wait_and_allow_next(). Nor do score kernels write the padding that prepare() does.
+    const int seq = blockIdx.y, set = blockIdx.x / peers, kv_head = set / per_kv_head;
     const int length = p.lengths[seq];
+    const int64_t row = static_cast<int64_t>(seq) * (p.pool.num_kv_heads * per_kv_head) + set;
+    auto& scratch = *reinterpret_cast<SelectScratch*>(select);
+    scratch.prepare(scores, row, length);
+    __syncthreads();
+    if (peers > 1) {
+        cluster_wait();  // now all blocks' shared memory can be written to
+    }
     wait_for_previous();
     if (length <= p.budget) {  // nothing to select; one block of threads does it for all sets of the KV head
-        if (peers > 1) {
-            cluster_wait();
-        }
-        if (set % per_kv_head == 0 && rank == 0) {
-            __syncthreads();  // prepare() is done
+        if (set % per_kv_head == 0 && crew.rank == 0) {
             attend_all<T, HEAD_DIM>(p, partials, seq, kv_head, length,
                                     *reinterpret_cast<CrewsScratch<HEAD_DIM>*>(merge));
         }
         return;
     }
-    const int64_t row = static_cast<int64_t>(seq) * sets + set;
-    const int heads = by_softmax(p.reduction) ? p.num_q_heads / sets : 1;
-    const Rescorer<T> rescore{p, scores, seq, kv_head, row * heads, heads};
-    const bool selected = select_tokens<T>(scores, p, row, length, rescore, scratch,
-                                           reinterpret_cast<int*>(select + sizeof(SelectScratch)), chosen);
-    Crew<kSelectWarps> crew{0, peers, rank};
-    if (peers > 1) {
-        cluster_wait();
-    }
-    if (!selected) {
+    const int heads = by_softmax(p.reduction) ? group : 1;
+    const Rescorer<T> rescore(p, scores, seq, kv_head, row * heads, heads);
+    if (!select_tokens<T>(scores, p, row, length, rescore, scratch,
+                          reinterpret_cast<int*>(select + sizeof(SelectScratch)), chosen)) {
         if (peers > 1) {
             crew.sync();  // all know, and have read the keys
-            if (rank > 0) {
+            if (crew.rank > 0) {
                 return;
             }
             crew.peers = 1;
         }
-        select_slowly<T>(scores, p, row, length, rescore, scratch.block, chosen);
+        select_slowly<T>(scores, p, row, length, rescore, scratch.threshold.block, chosen);
     }
-    const int group = p.num_q_heads / sets;
     attend_chunk<T, HEAD_DIM>(
         p, partials, seq, kv_head, set * group, group, 0, true, [&](int i) { return chosen[i]; }, p.budget,
-        crew, *reinterpret_cast<AttendScratch<HEAD_DIM, kSelectWarps>*>(merge));
+        crew, merging);
 }
 
 // Blocks of threads that share a row: several where the rows leave three quarters of the multiprocessors idle
@@ -105,7 +103,7 @@ fasa_status launch_attend_of(const fasa_decode_params& p, const Scores& scores, 
     const int sets = token_sets(p), peers = peers_of<HEAD_DIM>(p, sets * p.num_seqs);
     return launch_clustered(peers, select_and_attend<T, HEAD_DIM>, dim3(sets * peers, p.num_seqs),
                             kSelectThreads, shared_bytes<HEAD_DIM>(p.budget, peers), stream, p, scores,
-                            partials, sets, peers);
+                            partials, peers, p.num_q_heads / sets, sets / p.pool.num_kv_heads);
 }
 
 template <int HEAD_DIM>

@@ -58,9 +58,9 @@ def decode(
     softcap: float,
     reduction: str,
 ) -> Tensor:
-    """One decode step of one layer. q: [S, Hq, head_dim] after RoPE; lengths: int32 [S] on the device, within
-    min_length and max_length; dense_below: see fasa.h, -1 for the measured crossover. Returns the attention's output,
-    like q. Raises FasaError for parameters that no kernel takes."""
+    """One decode step of one layer. q: [S, Hq, head_dim] after RoPE; lengths: int32 [S] on the device, at
+    most max_length; dense_below: see fasa.h, -1 for the measured crossover. Returns the attention's output, like q.
+    Raises FasaError for parameters that no kernel takes."""
     return _decode(
         "fasa_decode",
         q,

@@ -115,12 +115,12 @@ def spread(packed: Tensor, unit: int, head_major: bool) -> Tensor:
 def test_stale_contents_do_not_matter(kind: str, reduction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slots past the end hold NaN and columns past the last block are wild (see make_case); the workspace is whatever
     was there before."""
-    lengths = [1, 31, 33, 999, 5001]
-    case = make_case(lengths, kind=kind, reduction=reduction, budget=64, max_length=8192, seed=10)
+    lengths = [1, 31, 33, 999, 5001, 20001]
+    case = make_case(lengths, kind=kind, reduction=reduction, budget=64, max_length=32768, seed=10)
     first = case.run()
     assert torch.isfinite(first).all()
     empty = torch.empty
-    for byte in (0x00, 0xFF, 0x7C):
+    for byte in (0x00, 0xFF, 0x7C, 0x7B):  # the last two as 16-bit scores: NaN, and one above all others
         monkeypatch.setattr(torch, "empty", lambda *shape, byte=byte, **options: empty(*shape, **options).fill_(byte))
         assert torch.equal(first, case.run())
 

@@ -38,6 +38,12 @@ def test_decode_split_and_unsplit(max_length: int | None) -> None:
     check_dense(make_case([5, 129, 200], max_length=max_length, seed=2))
 
 
+@pytest.mark.parametrize("longest", [1000, 1600])
+def test_decode_of_a_row_for_each_multiprocessor(longest: int) -> None:
+    """Just where a second chunk begins to pay."""
+    check_dense(make_case([longest, 700, 3, *range(60, 73)], kv_heads=8, seed=9))
+
+
 def test_decode_of_a_long_sequence() -> None:
     check_dense(make_case([300_001, 70_000], kv_heads=1, tokens=64, seed=3))
 
