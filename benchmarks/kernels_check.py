@@ -100,34 +100,50 @@ def _figures(outcomes: Counter[str]) -> dict[str, int]:
     return {"cases": passed + failed, "passed": passed, "failed": failed, "skipped": outcomes["skipped"]}
 
 
-def sanitize(tool: str, timeout: float) -> dict[str, Any]:
-    """One tool over the small tests. Only the kernels of this project's library are instrumented: their mangled names
-    have its namespace in them, also those of FlashInfer's templates, whose arguments are of it."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", TESTS, "-k", selection(tool), "-p", "no:cacheprovider"]
+def sanitize(tool: str, timeout: float, jobs: int) -> dict[str, Any]:
+    """One tool over the small tests, shared by `jobs` processes. Only the kernels of this project's library are
+    instrumented: their mangled names have its namespace in them, also those of FlashInfer's templates, whose arguments
+    are of it."""
+    pytest = [sys.executable, "-m", "pytest", "-v", "-x", TESTS, "-k", selection(tool), "-p", "no:cacheprovider"]
+    pytest += ["-n", str(jobs)] if jobs > 1 else []
+    sanitizer = ["compute-sanitizer", "--target-processes", "all", "--tool", tool, "--kernel-name", "kns=fasa"]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "tests.xml"
-        command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kns=fasa", "--error-exitcode", "9", *pytest]
+        command = [*sanitizer, "--error-exitcode", "9", *pytest]
         start = time.perf_counter()
         try:
             done = subprocess.run(
                 [*command, f"--junitxml={report}"], cwd=ROOT, capture_output=True, text=True, timeout=timeout
             )
-        except subprocess.TimeoutExpired:
-            return {"clean": None, "summary": f"did not finish within {timeout:.0f} s"}
+        except subprocess.TimeoutExpired as expired:
+            done_so_far = progress((expired.stdout or b"").decode(errors="replace"))
+            return {"clean": None, "summary": f"did not finish within {timeout:.0f} s: {done_so_far}"}
         except OSError as error:
             return {"clean": None, "summary": f"compute-sanitizer does not start: {error.strerror}"}
         files = counts(report)["files"] if report.is_file() else {}
     text = done.stdout + done.stderr
-    summaries = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
+    summaries = sorted(set(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)))  # of each process
     tests = re.findall(r"^.*(?:passed|failed).* in .*$", text, re.MULTILINE)
     return {
-        "clean": done.returncode == 0 and bool(summaries) and bool(tests),
+        "clean": done.returncode == 0 and bool(tests) and bool(summaries) and all(map(is_clean, summaries)),
         "left_out": [" ".join(words) for words in NOT_FOR_RACECHECK] if tool == "racecheck" else [],
-        "summary": summaries[-1] if summaries else text[-500:],
-        "tests": tests[-1].strip() if tests else None,
+        "summary": "; ".join(summaries) or text[-500:],
+        "tests": tests[-1].strip("= ") if tests else None,
         "files": {name: figures["passed"] for name, figures in files.items()},
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def progress(output: str) -> str:
+    """How far pytest -v got, from what it printed."""
+    lines = [line for line in output.splitlines() if f"{TESTS}/" in line]
+    last = lines[-1].strip() if lines else "no test begun"
+    return f"{sum(' PASSED' in line for line in lines)} tests passed, at last {last}"
+
+
+def is_clean(summary: str) -> bool:
+    """Of what a tool says at the end of a process: "0 errors", "0 hazards displayed (0 errors, 0 warnings)"."""
+    return bool(re.match(r"0 (errors|hazards)\b", summary))
 
 
 def main() -> None:
@@ -135,6 +151,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the result")
     parser.add_argument("--commit", help="of the kernels, where this is not a git checkout")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for each sanitizer tool")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the tests of a sanitizer tool")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -155,7 +172,7 @@ def main() -> None:
                 record.update(run_tests(Path(directory)))
             print({key: record[key] for key in ("cases", "passed", "failed", "skipped", "failures")}, flush=True)
         else:
-            sanitizer[part] = sanitize(part, arguments.timeout)
+            sanitizer[part] = sanitize(part, arguments.timeout, arguments.jobs)
             print(part, sanitizer[part], flush=True)
         write_result(arguments.output, {**record, "sanitizer": sanitizer})
     if record.get("failed") or not all(found["clean"] for found in sanitizer.values()):
