@@ -39,7 +39,7 @@ struct Octets {
     }
 };
 
-// The lowest rank of which not all, or just all, of the keys are chosen.
+// Of the lowest chosen key: all above it are chosen, too, and of those at it as many as there is room for.
 struct Threshold {
     uint32_t rank;
     int above, ties;  // keys above it, keys at it
