@@ -23,7 +23,7 @@ __device__ inline uint32_t pack(float low, float high) {
 }
 
 // q: [group, HEAD_DIM], for group <= kHeads query heads. `token_at` numbers `count` >= 1 tokens; `result_at`
-// gives an Attended<T>, when it is time, for registers are short. Calls need crew.sync() between them.
+// gives an Attended<T>, when it is time, for registers are short. Calls need next_merge() between them.
 template <typename T, int HEAD_DIM, int WARPS, typename TokenAt, typename ResultAt>
 __device__ void attend(const fasa_decode_params& p, int seq, int kv_head, int group, const T* q,
                        const TokenAt& token_at, int count, const ResultAt& result_at, const Crew<WARPS>& crew,

@@ -66,6 +66,11 @@ __device__ inline uint32_t hits(const uint4& keys, __half2 bound) {
     return (mask & 0xff) | mask >> 16;
 }
 
+// The same for ranks.
+__device__ inline uint32_t hits_from(const uint4& keys, uint32_t rank) {
+    return hits(keys, twice(rank_key(rank)));
+}
+
 // One of the eight keys.
 __device__ inline uint32_t octet_key(const uint4& keys, int slot) {
     const uint32_t pair = slot < 4 ? (slot < 2 ? keys.x : keys.y) : (slot < 6 ? keys.z : keys.w);

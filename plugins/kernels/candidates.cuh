@@ -46,13 +46,15 @@ struct Candidates {
         }
     }
 
+    static __device__ void add(Histogram& histogram, uint32_t key) {
+        if (key != kHidden) {
+            histogram.add(key_rank(key) >> Histogram::kShift);
+        }
+    }
     static __device__ void add(Histogram& histogram, const uint4& eight) {
 #pragma unroll
         for (int slot = 0; slot < 8; ++slot) {
-            const uint32_t key = octet_key(eight, slot);
-            if (key != kHidden) {
-                histogram.add(key_rank(key) >> Histogram::kShift);
-            }
+            add(histogram, octet_key(eight, slot));
         }
     }
     static __device__ uint32_t lowest_key(const Bin& bin) {
@@ -73,10 +75,8 @@ struct Candidates {
         if (leaves_enough(min(kSelectThreads, groups))) {
             const __half2 pair = __hmax2(__hmax2(as_half2(both.x), as_half2(both.y)),
                                          __hmax2(as_half2(both.z), as_half2(both.w)));
-            const uint32_t key = __half_as_ushort(__hmax(__low2half(pair), __high2half(pair)));
-            if (key != kHidden) {
-                histogram.add(key_rank(key) >> Histogram::kShift);
-            }
+            add(histogram,
+                static_cast<uint32_t>(__half_as_ushort(__hmax(__low2half(pair), __high2half(pair)))));
         } else if (leaves_enough(8 * min(kSelectThreads, groups))) {
             add(histogram, both);
         } else {

@@ -47,18 +47,22 @@ __device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
     return __float2bfloat16_rn(x);
 }
 
-// Block number of a sequence's `block`-th block of keys (kind 0) or values (kind 1); bit 31 tells the pool.
-__device__ inline int32_t block_offset(const fasa_pool& pool, int seq, int kind, int block) {
+// The octets that a sequence has, the last one perhaps not whole.
+__host__ __device__ inline int octets_of(int length) {
+    return (length + kOctet - 1) / kOctet;
+}
+
+// Block number of a token's block of keys (kind 0) or values (kind 1); bit 31 tells the pool.
+__device__ inline int32_t block_offset(const fasa_pool& pool, int seq, int kind, int token) {
+    const int block = token >> (__ffs(pool.tokens_per_block) - 1);
     return pool.offsets[(static_cast<int64_t>(seq) * 2 + kind) * pool.max_blocks + block];
+}
+__device__ inline int32_t key_offset(const fasa_pool& pool, int seq, int token) {
+    return block_offset(pool, seq, 0, token);
 }
 
 __device__ inline uint32_t block_bytes(const fasa_pool& pool) {
     return 2u * pool.tokens_per_block * pool.heads_per_block * pool.head_dim;
-}
-
-// Of a token's block of keys.
-__device__ inline int32_t key_offset(const fasa_pool& pool, int seq, int token) {
-    return block_offset(pool, seq, 0, token >> (__ffs(pool.tokens_per_block) - 1));
 }
 
 // The row of `head_dim` elements of one token, for who has looked up its block's offset.
@@ -76,8 +80,7 @@ __device__ inline T* pool_row_at(const fasa_pool& pool, int32_t offset, int toke
 // The same, after looking it up.
 template <typename T>
 __device__ inline T* pool_row(const fasa_pool& pool, int seq, int kind, int token, int kv_head) {
-    const int32_t offset = block_offset(pool, seq, kind, token >> (__ffs(pool.tokens_per_block) - 1));
-    return pool_row_at<T>(pool, offset, token, kv_head);
+    return pool_row_at<T>(pool, block_offset(pool, seq, kind, token), token, kv_head);
 }
 
 // The score pass leaves each score as float16: the hardware compares two at a time. Minus infinity hides a

@@ -143,7 +143,7 @@ __device__ __noinline__ void attend_all(const fasa_decode_params& p, const Parti
     const Crew<kDenseWarps> crew{1 + mine};
     for (int chunk = mine; chunk < chunks; chunk += kCrews) {
         attend_dense<T, HEAD_DIM>(p, partials, seq, kv_head, length, chunk, crew, scratch[mine]);
-        crew.sync();
+        next_merge(crew, scratch[mine]);
     }
     __syncthreads();
     for (int i = 0; chunks > 1 && i < group; ++i) {

@@ -178,7 +178,8 @@ FASA_API size_t fasa_dense_decode_workspace(const fasa_decode_params* params);
  * merged in float32, of
  *   seen / max(1, 2 * multiprocessors / (num_seqs * num_kv_heads))
  * tokens, 4096 at most and rounded up to a multiple of 128, where seen = max_length, or the window if that is
- * shorter. Equal chunks give equal bits, whatever the other sequences are. */
+ * shorter; two chunks are not made of fewer than 1536 tokens. Equal chunks give equal bits, whatever the
+ * other sequences are. */
 FASA_API fasa_status fasa_dense_decode(const fasa_decode_params* params, void* stream);
 
 /* Prefill of one layer: query i of a sequence is its token `length - query_length + i`, and sees the tokens

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kScoreThreads, head_blocks(COLUMNS* kTileColum
     const int block_heads = first_of((blockIdx.z + 1) * parts_here) - block_first;
     const VisitedTiles visited(length,
                                PASS == Pass::kNormalise && p.reduction == FASA_REDUCE_SAMPLED_SOFTMAX);
-    const int octets = (length + kOctet - 1) / kOctet;
+    const int octets = octets_of(length);
     const int begin = static_cast<int64_t>(visited.turns) * blockIdx.x / gridDim.x;
     const int end = heads == 0 ? begin : static_cast<int64_t>(visited.turns) * (blockIdx.x + 1) / gridDim.x;
 

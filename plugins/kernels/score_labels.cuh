@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     const int teams = kWarp / kv_heads, team = lane / kv_heads, ring_row = min(lane, teams * kv_heads - 1);
     const int kv_head = ring_row % kv_heads;
     const int64_t row = static_cast<int64_t>(seq) * kv_heads + kv_head;
-    const int octets = (length + kOctet - 1) / kOctet;
+    const int octets = octets_of(length);
     const int begin = static_cast<int64_t>(octets) * blockIdx.x / gridDim.x;
     const int end = static_cast<int64_t>(octets) * (blockIdx.x + 1) / gridDim.x;
     const int64_t token_stride = p.labels.label_token_stride;

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kScoreThreads, 2)
     __shared__ float normaliser[16];
     // Before the wait: what wait_and_allow_next() says is older than the last kernel.
     const int length = p.lengths[seq];
-    const int octets = (length + kOctet - 1) / kOctet;
+    const int octets = octets_of(length);
     const VisitedTiles visited(length,
                                PASS == Pass::kNormalise && p.reduction == FASA_REDUCE_SAMPLED_SOFTMAX);
     const int batches = (visited.turns + kTiles - 1) / kTiles;

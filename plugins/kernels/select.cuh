@@ -28,7 +28,7 @@ struct alignas(16) SelectScratch {
         maxima.clear();
         threshold.clear();
         // The last octets' maxima are read by eight.
-        const int octets = (length + kOctet - 1) / kOctet;
+        const int octets = octets_of(length);
         if (threadIdx.x < (-octets & 7)) {
             scores.maxima[row * scores.octets + octets + threadIdx.x] = kHidden;
         }
@@ -70,7 +70,7 @@ __device__ bool select_tokens(const Scores& scores, const fasa_decode_params& p,
                               int* chosen) {
     int turn = 0;
     ThresholdScratch& counted = scratch.threshold;
-    int listed = (length + kOctet - 1) / kOctet;
+    int listed = octets_of(length);
     const bool all = listed <= octet_capacity(p.budget);
     uint32_t floor = kLowest;
     if (!all) {

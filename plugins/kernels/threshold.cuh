@@ -45,9 +45,9 @@ struct Threshold {
     int above, ties;  // keys above it, keys at it
 
     // Which of the keys of an octet lie above it, and which at it.
-    __device__ uint32_t above_in(const uint4& eight) const { return hits(eight, twice(rank_key(rank + 1))); }
+    __device__ uint32_t above_in(const uint4& eight) const { return hits_from(eight, rank + 1); }
     __device__ uint32_t ties_in(const uint4& eight) const {
-        return hits(eight, twice(rank_key(rank))) & ~above_in(eight);
+        return hits_from(eight, rank) & ~above_in(eight);
     }
 };
 
@@ -100,8 +100,8 @@ __device__ inline Threshold any_threshold(const Octets& octets, uint32_t floor, 
     const Bin bin = locate(scratch.keys, budget, scratch.block, turn, scratch.found);
     const uint32_t lowest = static_cast<uint32_t>(bin.index) << Histogram::kShift;
     octets.each([&](const uint4& eight, int) {
-        const uint32_t beyond = hits(eight, twice(rank_key(lowest + (1 << Histogram::kShift))));
-        for (uint32_t hit = hits(eight, twice(rank_key(lowest))) & ~beyond; hit; hit &= hit - 1) {
+        const uint32_t beyond = hits_from(eight, lowest + (1 << Histogram::kShift));
+        for (uint32_t hit = hits_from(eight, lowest) & ~beyond; hit; hit &= hit - 1) {
             atomicAdd(&scratch.in_bin[key_rank(octet_key(eight, __ffs(hit) - 1)) - lowest], 1);
         }
     });
