@@ -9,7 +9,6 @@ import ctypes
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,14 +24,15 @@ from fasa_trt.bench.kernels.timing import Calls, median, replay_us
 from fasa_trt.bench.linears import fastest_linears
 from fasa_trt.bench.record import require_gpu
 from fasa_trt.bench.shapes import config_of
-from fasa_trt.bench.weights import random_weights
+from fasa_trt.bench.weights import Weights, random_weights
 from fasa_trt.core.errors import FasaError
+from fasa_trt.core.labels import LABEL_KINDS
 from fasa_trt.core.spec import SparseSpec
 from fasa_trt.plugins import library as builds
 from fasa_trt.plugins.torch import ops
 
 REPEATS = 20  # replays of a graph, each time that a library has its turn
-KINDS = ("int4", "int8", "fp8", "prefix", "dense")
+KINDS = (*LABEL_KINDS, "dense")
 Turns = dict[str, list[float]]
 
 
@@ -79,12 +79,14 @@ def libraries(
         paged = fitting(context, batch)
         for kind in kinds if paged else ():
             assert paged is not None
-            turns, errors = compared(files, partial(calls_of, paged, kind, reduction), rounds)
+            turns, errors = compared(files, calls_of(paged, kind, reduction), rounds)
             record["rows"].append(reported(context, batch, kind, turns, errors))
         del paged
-    for context, batch in shapes if whole_steps else ():
-        for kind, turns in steps(files, context, batch, rounds).items():
-            record["rows"].append(reported(context, batch, kind, turns, []))
+    if whole_steps:
+        weights = random_weights(config_of("llama-3.1-8b"), device=torch.device(DEVICE), dtype=DTYPE)
+        for context, batch in shapes:
+            for kind, turns in steps(files, weights, context, batch, rounds).items():
+                record["rows"].append(reported(context, batch, kind, turns, []))
     if output:
         write_result(output, record)
 
@@ -103,9 +105,8 @@ def calls_of(paged: Paged, kind: str, reduction: str) -> Calls:
     return decode_calls(paged, Variant(kind, 16 if kind == "prefix" else 32, reduction))
 
 
-def compared(files: list[Path], make_calls: Any, rounds: int) -> tuple[Turns, list[float]]:
+def compared(files: list[Path], calls: Calls, rounds: int) -> tuple[Turns, list[float]]:
     """Microseconds by library, one for each of its turns; largest differences from the first library's results."""
-    calls: Calls = make_calls()
     turns: Turns = {str(file): [] for file in files}
     results = []
     for file in files:
@@ -118,22 +119,22 @@ def compared(files: list[Path], make_calls: Any, rounds: int) -> tuple[Turns, li
     return turns, [float((result - results[0]).abs().max()) for result in results]
 
 
-def steps(files: list[Path], context: int, batch: int, rounds: int) -> dict[str, Turns]:
+def steps(files: list[Path], weights: Weights, context: int, batch: int, rounds: int) -> dict[str, Turns]:
     """Milliseconds of whole steps, dense and with FASA, by library."""
-    weights = random_weights(config_of("llama-3.1-8b"), device=torch.device(DEVICE), dtype=DTYPE)
     linears = fastest_linears(weights, batch, REPEATS // 2)
     spec = SparseSpec().resolve(
         head_dim=weights.head_dim, num_layers=len(weights.layers), max_seq_len=context, quantised=True
     )
+    torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info()[0] - e2e.SPARE
     buffers = e2e.buffers_of(weights, context, batch, spec, free)
     if not buffers:
         raise FasaError(f"no memory for whole steps at {context} x {batch}", hint="a smaller context or batch")
     found: dict[str, Turns] = {kind: {str(file): [] for file in files} for kind in ("dense step", "step")}
+    kernels = {"fasa dense": dense.fasa_dense}
     for _ in range(rounds):
         for file in files:
             with loaded(file):
-                kernels = {"fasa dense": dense.fasa_dense}
                 row = e2e.measure(weights, context, batch, buffers, spec, kernels, linears, REPEATS)
             found["dense step"][str(file)].append(row["dense_ms"])
             found["step"][str(file)].append(row["fasa_ms"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks import common, decode_cpu, export_speed, plot_kernels, recall
+from benchmarks import common, decode_cpu, e2e, export_speed, libraries, plot_kernels, recall
 from benchmarks.kernels.__main__ import kernels
 from fasa_trt.core.errors import FasaError
 
@@ -29,17 +30,21 @@ def test_a_result_replaces_the_last_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [recall.recall, decode_cpu.decode_cpu, export_speed.export_speed, kernels, plot_kernels.plot_kernels]
-)
+    "script",
+    [
+        recall.recall, decode_cpu.decode_cpu, e2e.e2e, export_speed.export_speed, kernels, libraries.libraries,
+        plot_kernels.plot_kernels,
+    ],
+)  # fmt: skip
 def test_help_explains_and_gives_an_example(
-    script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["benchmark", "--help"])
     with pytest.raises(SystemExit) as stopped:
-        common.main(script)  # type: ignore[arg-type]
+        common.main(script)
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    assert "Example: python -m benchmarks." in text and "--output" in text
+    assert f"Example: python -m benchmarks.{script.__name__}" in text and "--output" in text
     assert str(common.ROOT) not in text
 
 

@@ -7,23 +7,15 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.common import main
 from benchmarks.libraries import compared, libraries, loaded, parsed, reported, steps
 from fasa_trt.bench import e2e
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library as builds
-
-
-def test_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["benchmark", "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        main(libraries)
-    assert stopped.value.code in (0, None)
-    assert "Example: python -m benchmarks.libraries" in capsys.readouterr().out
 
 
 def test_points() -> None:
@@ -73,33 +65,32 @@ def test_libraries_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("benchmarks.libraries.replay_us", timed)
     usual = builds.load
-    found, errors = compared(files, lambda: [call], rounds=2)
+    found, errors = compared(files, [call], rounds=2)
     assert found == {str(files[0]): [1.0, 1.0], str(files[1]): [2.0, 2.0]}
     assert errors == [0.0, 1.0] and turns == [1, 2, 1, 2] and builds.load is usual
 
 
 def test_whole_steps_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = SimpleNamespace(head_dim=128, layers=[None] * 3)
+    weights: Any = SimpleNamespace(head_dim=128, layers=[None] * 3)
     times = iter([5.0, 4.0, 5.1, 3.9, 5.2, 4.1, 5.3, 3.8])
 
     def measure(*arguments: object) -> dict[str, float]:
         assert arguments[:4] == (weights, 4096, 1, 3)
         return {"dense_ms": next(times), "fasa_ms": next(times)}
 
-    monkeypatch.setattr("benchmarks.libraries.random_weights", lambda config, **options: weights)
     monkeypatch.setattr("benchmarks.libraries.fastest_linears", lambda *arguments: None)
     monkeypatch.setattr("benchmarks.libraries.loaded", lambda file: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     monkeypatch.setattr(e2e, "buffers_of", lambda *arguments: 3)
     monkeypatch.setattr(e2e, "measure", measure)
-    found = steps([Path("one.so"), Path("two.so")], 4096, 1, rounds=2)
+    found = steps([Path("one.so"), Path("two.so")], weights, 4096, 1, rounds=2)
     assert found == {
         "dense step": {"one.so": [5.0, 5.2], "two.so": [5.1, 5.3]},
         "step": {"one.so": [4.0, 4.1], "two.so": [3.9, 3.8]},
     }
     monkeypatch.setattr(e2e, "buffers_of", lambda *arguments: 0)
     with pytest.raises(FasaError, match="no memory for whole steps at 4096 x 1"):
-        steps([Path("one.so")], 4096, 1, rounds=1)
+        steps([Path("one.so")], weights, 4096, 1, rounds=1)
 
 
 def test_row(capsys: pytest.CaptureFixture[str]) -> None:
