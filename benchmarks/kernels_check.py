@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -72,16 +71,11 @@ def run_tests(jobs: int) -> dict[str, Any]:
     """Counts of all tests that need a GPU, in all and by file, and what failed."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "tests.xml"
-        pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", TESTS, *shared_by(jobs)]
-        subprocess.run([*pytest, f"--junitxml={report}"], cwd=ROOT)
+        pytest = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", TESTS, f"--junitxml={report}"]
+        subprocess.run([*pytest, *(["-n", str(jobs)] if jobs > 1 else [])], cwd=ROOT)
         if not report.is_file():
             raise FasaError("pytest did not get as far as a report", hint=f"python -m pytest {TESTS} says why")
         return counts(report)
-
-
-def shared_by(jobs: int) -> list[str]:
-    """pytest's options for so many processes, with which a part can run beside others."""
-    return ["-p", "no:cacheprovider", *(["-n", str(jobs)] if jobs > 1 else [])]
 
 
 def counts(report: Path) -> dict[str, Any]:
@@ -108,11 +102,11 @@ def _figures(outcomes: Counter[str]) -> dict[str, int]:
     return {"cases": passed + failed, "passed": passed, "failed": failed, "skipped": outcomes["skipped"]}
 
 
-def sanitize(tool: str, timeout: float, jobs: int) -> dict[str, Any]:
-    """One tool over the small tests, shared by `jobs` processes. Only the kernels of this project's library are
-    instrumented: their mangled names have its namespace in them, also those of FlashInfer's templates, whose arguments
-    are of it."""
-    pytest = [sys.executable, "-m", "pytest", "-v", "-x", TESTS, "-k", selection(tool), *shared_by(jobs)]
+def sanitize(tool: str, timeout: float) -> dict[str, Any]:
+    """One tool over the small tests. Only the kernels of this project's library are instrumented: their mangled names
+    have its namespace in them, also those of FlashInfer's templates, whose arguments are of it. In one process, with
+    nothing beside it: others on the GPU, even few, make it several times slower than they could help."""
+    pytest = [sys.executable, "-m", "pytest", "-v", "-x", TESTS, "-k", selection(tool), "-p", "no:cacheprovider"]
     sanitizer = ["compute-sanitizer", "--target-processes", "all", "--tool", tool, "--kernel-name", "kns=fasa"]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "tests.xml"
@@ -158,8 +152,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the result")
     parser.add_argument("--commit", help="of the kernels, where this is not a git checkout")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for each sanitizer tool")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the tests of a part")
-    parser.add_argument("--at-once", action="store_true", help="all parts at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the tests, but not a sanitizer's")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -174,20 +167,14 @@ def main() -> None:
     facts.update(commit=arguments.commit or facts["commit"], gpu=torch.cuda.get_device_name(), torch=torch.__version__)
     record = {**kept(arguments.output, facts), **facts}
     sanitizer = record.pop("sanitizer", {})
-
-    def run(part: str) -> dict[str, Any]:
-        return run_tests(arguments.jobs) if part == "tests" else sanitize(part, arguments.timeout, arguments.jobs)
-
-    with ThreadPoolExecutor(len(arguments.only) if arguments.at_once else 1) as threads:
-        running = {threads.submit(run, part): part for part in arguments.only}
-        for done in as_completed(running):
-            part, found = running[done], done.result()
-            print(part, {key: value for key, value in found.items() if key != "files"}, flush=True)
-            if part == "tests":
-                record.update(found)
-            else:
-                sanitizer[part] = found
-            write_result(arguments.output, {**record, "sanitizer": sanitizer})
+    for part in arguments.only:
+        if part == "tests":
+            record.update(run_tests(arguments.jobs))
+            print({key: record[key] for key in ("cases", "passed", "failed", "skipped", "failures")}, flush=True)
+        else:
+            sanitizer[part] = sanitize(part, arguments.timeout)
+            print(part, sanitizer[part], flush=True)
+        write_result(arguments.output, {**record, "sanitizer": sanitizer})
     if record.get("failed") or not all(found["clean"] for found in sanitizer.values()):
         sys.exit("error: not all checks are clean")
 
