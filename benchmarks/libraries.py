@@ -21,7 +21,7 @@ from fasa_trt.bench.kernels import dense
 from fasa_trt.bench.kernels.cache import DEVICE, DTYPE, Paged, fitting
 from fasa_trt.bench.kernels.fasa import Variant, decode_calls
 from fasa_trt.bench.kernels.timing import Calls, median, replay_us
-from fasa_trt.bench.linears import fastest_linears
+from fasa_trt.bench.linears import Choice, fastest_linears
 from fasa_trt.bench.record import require_gpu
 from fasa_trt.bench.shapes import config_of
 from fasa_trt.bench.weights import Weights, random_weights
@@ -84,8 +84,9 @@ def libraries(
         del paged
     if whole_steps:
         weights = random_weights(config_of("llama-3.1-8b"), device=torch.device(DEVICE), dtype=DTYPE)
+        linears = {batch: fastest_linears(weights, batch, REPEATS // 2) for batch in {batch for _, batch in shapes}}
         for context, batch in shapes:
-            for kind, turns in steps(files, weights, context, batch, rounds).items():
+            for kind, turns in steps(files, weights, linears[batch], context, batch, rounds).items():
                 record["rows"].append(reported(context, batch, kind, turns, []))
     if output:
         write_result(output, record)
@@ -119,9 +120,10 @@ def compared(files: list[Path], calls: Calls, rounds: int) -> tuple[Turns, list[
     return turns, [float((result - results[0]).abs().max()) for result in results]
 
 
-def steps(files: list[Path], weights: Weights, context: int, batch: int, rounds: int) -> dict[str, Turns]:
-    """Milliseconds of whole steps, dense and with FASA, by library."""
-    linears = fastest_linears(weights, batch, REPEATS // 2)
+def steps(
+    files: list[Path], weights: Weights, linears: Choice, context: int, batch: int, rounds: int
+) -> dict[str, Turns]:
+    """Milliseconds of whole steps, dense and with FASA, by library. linears: for this batch size."""
     spec = SparseSpec().resolve(
         head_dim=weights.head_dim, num_layers=len(weights.layers), max_seq_len=context, quantised=True
     )

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.libraries import compared, libraries, loaded, parsed, reported, steps
 from fasa_trt.bench import e2e
+from fasa_trt.bench.linears import Choice
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library as builds
 
@@ -72,25 +73,25 @@ def test_libraries_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_whole_steps_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     weights: Any = SimpleNamespace(head_dim=128, layers=[None] * 3)
+    linears = Choice()
     times = iter([5.0, 4.0, 5.1, 3.9, 5.2, 4.1, 5.3, 3.8])
 
     def measure(*arguments: object) -> dict[str, float]:
-        assert arguments[:4] == (weights, 4096, 1, 3)
+        assert arguments[:4] == (weights, 4096, 1, 3) and arguments[6] is linears
         return {"dense_ms": next(times), "fasa_ms": next(times)}
 
-    monkeypatch.setattr("benchmarks.libraries.fastest_linears", lambda *arguments: None)
     monkeypatch.setattr("benchmarks.libraries.loaded", lambda file: nullcontext())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     monkeypatch.setattr(e2e, "buffers_of", lambda *arguments: 3)
     monkeypatch.setattr(e2e, "measure", measure)
-    found = steps([Path("one.so"), Path("two.so")], weights, 4096, 1, rounds=2)
+    found = steps([Path("one.so"), Path("two.so")], weights, linears, 4096, 1, rounds=2)
     assert found == {
         "dense step": {"one.so": [5.0, 5.2], "two.so": [5.1, 5.3]},
         "step": {"one.so": [4.0, 4.1], "two.so": [3.9, 3.8]},
     }
     monkeypatch.setattr(e2e, "buffers_of", lambda *arguments: 0)
     with pytest.raises(FasaError, match="no memory for whole steps at 4096 x 1"):
-        steps([Path("one.so")], weights, 4096, 1, rounds=1)
+        steps([Path("one.so")], weights, linears, 4096, 1, rounds=1)
 
 
 def test_row(capsys: pytest.CaptureFixture[str]) -> None:
