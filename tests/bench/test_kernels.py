@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.kernels.__main__ import kernels
-from fasa_trt.bench.kernels import cache, crossover, dense, prefill, rows, run, topk
+from fasa_trt.bench.kernels import cache, crossover, dense, prefill, rows, run, timing, topk
 from fasa_trt.bench.kernels.cache import KV_HEADS, Q_HEADS, SPARE_BYTES, Paged, cache_bytes, copies_of
 from fasa_trt.bench.kernels.crossover import crossover_length
 from fasa_trt.bench.kernels.dense import calls_of, fasa_dense, one_line, reference, sdpa
@@ -74,7 +74,7 @@ def test_the_fastest_dense_kernel_by_median() -> None:
     samples = {"a": [1.0, 9.0, 9.0], "b": [5.0, 6.0, 50.0]}
     assert fastest(samples) == {"dense_us": 6.0, "dense_kernel": "b"}
     assert fastest({}) == {"dense_us": None, "dense_kernel": None}
-    row = {"context": 4096, "batch": 1, "labels": "4bit", "n_tip": 32, "reduction": "sum", "stages_us": {}}
+    row = {"context": 4096, "batch": 1, "labels": "4bit", "n_tip": 32, "reduction": "sum"}
     times = {"fasa_us": 3.0, "limit_us": 1.0, "limit_share": 0.333}
     assert "2.00x" in describe({**row, **times, **fastest(samples)})
     assert "no dense kernel" in describe({**row, **times, **fastest({})})
@@ -162,6 +162,32 @@ def test_without_a_gpu() -> None:
         kernels()
 
 
+def test_nothing_is_timed_behind_the_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def stand_in(name: str, result: Any) -> Callable[..., Any]:
+        def section(*arguments: object, **options: object) -> Any:
+            done.append(name)
+            return result
+
+        return section
+
+    monkeypatch.setattr(run, "require_gpu", lambda: None)
+    monkeypatch.setattr(run, "new_record", lambda *arguments: {"gpu": "Example"})
+    monkeypatch.setattr(timing, "bandwidth", lambda: 4e12)
+    monkeypatch.setattr(dense, "usable", lambda: ({}, {}))
+    monkeypatch.setattr(rows, "rows", stand_in("rows", {"rows": [1], "dense": []}))
+    monkeypatch.setattr(crossover, "crossover", stand_in("crossover", {}))
+    monkeypatch.setattr(topk, "topk", stand_in("topk", {"rows": [2]}))
+    monkeypatch.setattr(prefill, "prefill", stand_in("prefill", {}))
+    monkeypatch.setattr(rows, "add_stages", lambda found: done.append(f"stages of {found}"))
+    monkeypatch.setattr(topk, "add_stages", lambda found: done.append(f"stages of {found}"))
+    written: list[int] = []
+    run.run_kernels(run.SECTIONS, quick=True, commit=None, write=lambda result: written.append(len(done)))
+    assert done == ["rows", "crossover", "topk", "prefill", "stages of [1]", "stages of [2]"]
+    assert written == [1, 2, 3, 4, 5, 6]
+
+
 def test_every_section(monkeypatch: pytest.MonkeyPatch) -> None:
     """All sections, over tensors without contents: every call is made once instead of timed."""
 
@@ -189,12 +215,16 @@ def test_every_section(monkeypatch: pytest.MonkeyPatch) -> None:
         table = rows.rows(kernels, 4e12, quick=True, repeats=2)
         curve = crossover.crossover(kernels, 4e12, quick=True, repeats=2)
         selection = topk.topk(quick=True, repeats=2)
+        assert not any("stages_us" in row for row in table["rows"])
+        rows.add_stages(table["rows"])
+        topk.add_stages(selection["rows"])
         long = prefill.prefill(quick=True, repeats=2)
     assert len(table["rows"]) == 14 and len(table["dense"]) == 2
     assert all(row["dense_kernel"] == "fasa dense" and row["fasa_us"] == row["dense_us"] for row in table["rows"])
+    assert all(row["stages_us"] == {"score_labels": 2.0, "select_and_attend": 3.0} for row in table["rows"])
     assert len(curve["points"]) == 8 and curve["from"] == {"1": None, "16": None}
     assert selection["rows"][0]["fasa_select_and_attend_us"] == 3.0
-    assert "torch.topk float32" in selection["rows"][0]["kernels"]
+    assert "stages_us" in selection["rows"][0]["kernels"]["torch.topk float32"]
     assert long["rows"][0]["kernels"]["fasa prefill"]["us"] == 4096
     record = {**new_record("kernels"), **table, "crossover": curve, "topk": selection, "prefill": long}
     assert "1.00x" in html_report([record])

@@ -5,7 +5,7 @@ FASA's kernel selects and attends at once, so its time cannot be taken apart: it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -28,16 +28,24 @@ def topk(*, quick: bool, repeats: int) -> dict[str, Any]:
         for name, calls in selections(row["rows"], context).items():
             try:
                 samples = replay_us(calls(), repeats)
-                row["kernels"][name] = {"us": median(samples), "stages_us": stages_us(calls()), "samples": samples}
+                row["kernels"][name] = {"us": median(samples), "samples": samples}
             except FAILURES as reason:
                 row["without"][name] = one_line(reason)
-        paged = fitting(context, batch)
-        if paged is not None:
-            row["fasa_select_and_attend_us"] = select_and_attend_us(stages_us(decode_calls(paged, Variant("int4", 32))))
         found.append(row)
         print({**row, "kernels": {name: kernel["us"] for name, kernel in row["kernels"].items()}}, flush=True)
-        del paged
     return {"note": __doc__, "rows": found}
+
+
+def add_stages(found: Iterable[dict[str, Any]]) -> None:
+    """Adds to rows what each way spends in its kernels, and FASA in all but its score pass, by the profiler."""
+    for row in found:
+        for name, calls in selections(row["rows"], row["length"]).items():
+            if name in row["kernels"]:
+                row["kernels"][name]["stages_us"] = stages_us(calls())
+        paged = fitting(row["length"], row["rows"] // KV_HEADS)
+        if paged is not None:
+            row["fasa_select_and_attend_us"] = select_and_attend_us(stages_us(decode_calls(paged, Variant("int4", 32))))
+        del paged
 
 
 def selections(rows: int, length: int) -> dict[str, Callable[[], Calls]]:
