@@ -36,8 +36,7 @@ __device__ void write_label(const fasa_labels& labels, const LabelAddress& at, c
     if (labels.kind == FASA_LABELS_FP8) {
         return write([](const float2& x) { return __nv_cvt_float2_to_fp8x2(x, __NV_SATFINITE, __NV_E4M3); });
     }
-    largest =
-        __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(largest)));  // no sign, same order
+    largest = largest_in_warp(largest);
     const int top = labels.kind == FASA_LABELS_INT4 ? 7 : 127;
     // The scale is stored as float16, so the codes are made with the rounded one. It is never 0 nor infinite.
     const __half scale = __float2half_rn(fminf(fmaxf(largest / top, 6.2e-5f), 65504.f));

@@ -142,13 +142,18 @@ __device__ inline uint4 load_16(const void* source) {
     return x;
 }
 
+// The largest of a warp's values, none of which has a sign: their bits have the same order.
+__device__ inline float largest_in_warp(float x) {
+    return __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(x)));
+}
+
 // Of n floats in shared memory; one warp.
 __device__ inline float largest_magnitude(const float* x, int n) {
     float largest = 0.f;
     for (int d = threadIdx.x % kWarp; d < n; d += kWarp) {
         largest = fmaxf(largest, fabsf(x[d]));
     }
-    return __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(largest)));  // no sign, same order
+    return largest_in_warp(largest);
 }
 
 // Where a token's label and its scale lie.
