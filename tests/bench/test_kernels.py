@@ -162,7 +162,9 @@ def test_without_a_gpu() -> None:
         kernels()
 
 
-def test_nothing_is_timed_behind_the_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_timed_behind_the_profiler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done: list[str] = []
 
     def stand_in(name: str, result: Any) -> Callable[..., Any]:
@@ -186,6 +188,15 @@ def test_nothing_is_timed_behind_the_profiler(monkeypatch: pytest.MonkeyPatch) -
     run.run_kernels(run.SECTIONS, quick=True, commit=None, write=lambda result: written.append(len(done)))
     assert done == ["rows", "crossover", "topk", "prefill", "stages of [1]", "stages of [2]"]
     assert written == [1, 2, 3, 4, 5, 6]
+
+    def unprofiled(found: object) -> None:
+        raise RuntimeError("no profiler here")
+
+    monkeypatch.setattr(rows, "add_stages", unprofiled)
+    del done[:], written[:]
+    run.run_kernels(run.SECTIONS, quick=True, commit=None, write=lambda result: written.append(len(done)))
+    assert done[4:] == ["stages of [2]"] and written == [1, 2, 3, 4, 4, 5]
+    assert "rows: stages left out: RuntimeError: no profiler here" in capsys.readouterr().out
 
 
 def test_every_section(monkeypatch: pytest.MonkeyPatch) -> None:

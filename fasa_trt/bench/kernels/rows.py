@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from fasa_trt.bench.kernels.cache import Paged, fitting
@@ -46,18 +48,17 @@ def rows(kernels: Mapping[str, Kernel], bandwidth: float, *, quick: bool, repeat
     return {"rows": found, "dense": dense}
 
 
-def add_stages(found: Sequence[dict[str, Any]]) -> None:
-    """Adds to rows what their steps spend in each kernel: "stages_us"."""
-    for context, batch in dict.fromkeys((row["context"], row["batch"]) for row in found):
+def add_stages(found: Iterable[dict[str, Any]]) -> None:
+    """Adds to rows, which lie together by shape, what their steps spend in each kernel: "stages_us"."""
+    for (context, batch), alike in groupby(found, key=itemgetter("context", "batch")):
         paged = fitting(context, batch)
         if paged is None:
             continue
         variants = {(each.labels, each.n_tip, each.reduction): each for each in variants_of(context, batch)}
-        for row in found:
-            if (row["context"], row["batch"]) == (context, batch):
-                name = (row["labels"], row["n_tip"], row["reduction"])
-                row["stages_us"] = stages_us(decode_calls(paged, variants[name]))
-                print(f"{context:7d} x {batch:3d} {' '.join(map(str, name))}: {row['stages_us']}", flush=True)
+        for row in alike:
+            name = (row["labels"], row["n_tip"], row["reduction"])
+            row["stages_us"] = stages_us(decode_calls(paged, variants[name]))
+            print(f"{context:7d} x {batch:3d} {' '.join(map(str, name))}: {row['stages_us']}", flush=True)
         del paged
 
 

@@ -52,7 +52,10 @@ def run_kernels(
     }
     for section in sections:
         if section in stages:
-            stages[section]()
+            try:
+                stages[section]()
+            except dense.FAILURES as reason:
+                print(f"{section}: stages left out: {dense.one_line(reason)}", flush=True)
             torch.cuda.empty_cache()
             write(result)
     return result

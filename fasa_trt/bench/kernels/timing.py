@@ -48,7 +48,7 @@ def replay_us(calls: Calls, repeats: int = 30, in_a_graph: int = CALLS_IN_A_GRAP
 def stages_us(calls: Calls) -> dict[str, float]:
     """Mean microseconds a call spends in each kernel, by the profiler. It runs kernels apart: where a kernel starts
     while the one before it ends, the stages add up to more than the step takes. Nothing should be timed behind it: in
-    a process in which the profiler has run, replays took 0.4 to 3 us a call longer on an H200."""
+    a process in which the profiler has run, replays took 0.4 to 2.4 us a call longer on an H200."""
     from torch.profiler import ProfilerActivity, profile
 
     for call in calls:
