@@ -13,7 +13,7 @@ namespace {
 constexpr int kAppendThreads = 256;
 
 // Writes the label of a rotated key row (shared memory) to its place; one warp. A lane takes the pairs of
-// dims that it rotated.
+// dims that it rotated, so it waits for no other.
 __device__ void write_label(const fasa_labels& labels, const LabelAddress& at, const float* key) {
     constexpr int kPairs = kLabelDims / (2 * kWarp);
     const int lane = threadIdx.x % kWarp;
@@ -139,7 +139,6 @@ __global__ void __launch_bounds__(kAppendThreads) append(const __grid_constant__
         to[2 * chunk] = first, to[2 * chunk + 1] = second;
         rotated[warp][2 * chunk] = to_float(first), rotated[warp][2 * chunk + 1] = to_float(second);
     }
-    __syncwarp();
     if (labelled) {
         write_label(p.labels, label, rotated[warp]);
     }
