@@ -148,7 +148,8 @@ def run_share(tool: str, tests: Sequence[str], gpu: str, timeout: float) -> Run:
     summaries = sorted(set(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)))  # of each process
     if done.returncode in (0, 2) and passed and summaries and all(map(is_clean, summaries)):  # 2: the time was up
         return Run("; ".join(summaries), tests=passed)
-    return Run("; ".join(summaries) or text[-500:], wrong=True)
+    failed = re.findall(r"^(?:FAILED|ERROR) .*::.*", text, re.MULTILINE)
+    return Run("; ".join([*summaries, *failed]) or text[-500:], wrong=True)
 
 
 def passed_tests(report: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import sanitizers
 from benchmarks.common import ROOT
-from benchmarks.sanitizers import NOT_FOR_RACECHECK, SMALL, is_clean, sanitize, selection, chosen_tests
+from benchmarks.sanitizers import NOT_FOR_RACECHECK, SMALL, chosen_tests, is_clean, sanitize, selection
 from fasa_trt.core.errors import FasaError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in is a script")
