@@ -80,13 +80,15 @@ def measure(arguments: argparse.Namespace, keep: Save) -> dict[str, Any]:
 
 
 def build() -> Path:
-    """For this GPU, with every head_dim of the cases."""
+    """For this GPU, with every head_dim of the cases; compiled where the cache has none."""
     major, minor = torch.cuda.get_device_capability()
 
     def report(source: str, done: int, total: int) -> None:
         print(f"compiled {done}/{total}: {source}", flush=True)
 
-    return library.build_plugin(f"{major}{minor}", HEAD_DIMS, progress=report)
+    architecture = f"{major}{minor}"
+    found = library.find(architecture, HEAD_DIMS, plugin=True)
+    return found or library.build_plugin(architecture, HEAD_DIMS, progress=report)
 
 
 def facts(arguments: argparse.Namespace, plugin: Path) -> dict[str, Any]:

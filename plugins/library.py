@@ -1,5 +1,5 @@
-"""Finds nvcc and FlashInfer, builds the kernel library for a GPU architecture and some head_dims, caches and loads it;
-builds TensorRT's plugin, which is the same with the sources in `tensorrt/`.
+"""Builds the kernel library for a GPU architecture and some head_dims, caches and loads it; builds TensorRT's plugin,
+which is the same with the sources in `tensorrt/`.
 
 A source whose name ends in a head_dim (`attend_128.cu`) is compiled for that head_dim only. The others are common to
 all; those that mention FASA_HAS_ get `-DFASA_HAS_128=1` and so on for the head_dims of the library, which answers
@@ -11,40 +11,35 @@ headers and FASA_TENSORRT_HEADERS where TENSORRT_ROOT names the folder above `in
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import importlib.util
 import os
 import posixpath
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 
 from fasa_trt.core.errors import FasaError
+from fasa_trt.plugins.toolchain import (
+    WINDOWS,
+    digest,
+    find_flashinfer,
+    find_nvcc,
+    find_tensorrt_headers,
+    tensorrt_version,
+    tools_version,
+)
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 TENSORRT = Path(__file__).resolve().parent / "tensorrt"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 HOPPER = "90"
 HEAD_DIMS = (64, 96, 128, 256)
-TOOLKIT = Path("/usr/local/cuda")  # where the toolkit's own installers put or link it
-WINDOWS = sys.platform == "win32"
 SUFFIX = ".dll" if WINDOWS else ".so"
-# Its own libcudacxx comes first: the toolkit's may lack what it needs.
+# FlashInfer's own libcudacxx comes first: the toolkit's may lack what it needs.
 FLASHINFER_INCLUDES = ("cccl/libcudacxx/include", "include", "cutlass/include")
-FLASHINFER_HEADERS = (
-    "include/flashinfer/attention/prefill.cuh",
-    "include/flashinfer/attention/hopper/prefill_sm90.cuh",
-    "cccl/libcudacxx/include/cuda/std/cstdint",
-    "cutlass/include/cutlass/version.h",
-)
-TENSORRT_HEADERS = ("NvInferRuntime.h", "NvInferRuntimeBase.h", "NvInferRuntimePlugin.h", "NvInferVersion.h")
 # CUTLASS calls constexpr host functions on the device; FlashInfer captures structured bindings.
 HOPPER_FLAGS = ("--expt-relaxed-constexpr", "-DNDEBUG", "-diag-suppress", "1444,3357")
 _LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -61,86 +56,39 @@ def cache_directory() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "fasa-trt"
 
 
-def find_nvcc() -> Path:
-    """nvcc on PATH, under CUDA_HOME or CUDA_PATH, in pip's nvidia-cuda-nvcc, or in /usr/local/cuda. Raises FasaError
-    when there is none."""
-    found = shutil.which("nvcc")
-    if found:
-        return Path(found)
-    name = "nvcc.exe" if WINDOWS else "nvcc"
-    roots = [Path(os.environ[key]) for key in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(key)]
-    for site in map(Path, sys.path):
-        for pattern in ("cu[0-9]*", "cuda_nvcc"):  # of the wheels for CUDA 13 and for CUDA 12
-            roots += sorted((site / "nvidia").glob(pattern), reverse=True) if (site / "nvidia").is_dir() else []
-    for root in (*roots, TOOLKIT):
-        if (root / "bin" / name).is_file():
-            return root / "bin" / name
-    raise FasaError(
-        f"no CUDA compiler found: nvcc is not on PATH, under CUDA_HOME nor in {TOOLKIT}",
-        hint="install the CUDA toolkit 12.8 or newer, or pip install nvidia-cuda-nvcc",
-    )
-
-
-def find_flashinfer() -> Path:
-    """The folder of FlashInfer's headers: $FLASHINFER_ROOT, or the data of the installed package, which is not
-    imported. Raises FasaError when there is none, or it lacks what the kernels include."""
-    named = os.environ.get("FLASHINFER_ROOT")
-    if named:
-        roots = [Path(named), Path(named) / "data"]
-    else:
-        spec = importlib.util.find_spec("flashinfer")
-        roots = [Path(place) / "data" for place in (spec.submodule_search_locations or [])] if spec else []
-    for root in roots:
-        if all((root / header).is_file() for header in FLASHINFER_HEADERS):
-            return root
-    if named:
-        raise FasaError(
-            f"FLASHINFER_ROOT names {named}, which lacks {' or '.join(FLASHINFER_HEADERS)}",
-            hint="name the `data` folder of the flashinfer-python package",
-        )
-    raise FasaError(
-        "FlashInfer's headers are not installed" if not roots else f"FlashInfer in {roots[0]} lacks its headers",
-        hint="pip install --no-deps flashinfer-python (only its headers are used)",
-    )
-
-
-def find_tensorrt_headers() -> Path | None:
-    """The folder of TensorRT's headers; None where TENSORRT_ROOT is not set. Raises FasaError when it lacks them."""
-    named = os.environ.get("TENSORRT_ROOT")
-    if not named:
-        return None
-    include = Path(named) / "include"
-    if not all((include / header).is_file() for header in TENSORRT_HEADERS):
-        raise FasaError(
-            f"TENSORRT_ROOT names {named}, which lacks include/{' or include/'.join(TENSORRT_HEADERS)}",
-            hint="unset it: TensorRT's headers are not needed",
-        )
-    return include
-
-
 def path(architecture: str, head_dims: Sequence[int] = HEAD_DIMS, *, plugin: bool = False) -> Path:
     """Where `build` (with plugin: `build_plugin`) leaves the library of the sources as they are, whether or not it is
-    there. Where the compiler or FlashInfer is missing: the newest that was built from these sources, for more head_dims
-    if need be. Raises FasaError when the architecture or a head_dim is unknown."""
-    stem = _stem(architecture, head_dims, plugin)
-    headers = _tensorrt_version() if plugin else ""
-    try:
-        version = _version(find_nvcc(), find_flashinfer()) + headers
-    except FasaError:
-        return _built(architecture, head_dims, plugin) or cache_directory() / f"{stem}{SUFFIX}"
-    return cache_directory() / f"{stem}-{version}{SUFFIX}"
+    there; where the compiler or FlashInfer is missing, what `find` finds. Raises FasaError when the architecture or a
+    head_dim is unknown."""
+    version = _found_version(plugin)
+    built = find(architecture, head_dims, plugin=plugin) if version is None else None
+    name = _stem(architecture, head_dims, plugin) + ("" if version is None else f"-{version}")
+    return built or cache_directory() / f"{name}{SUFFIX}"
 
 
-def _built(architecture: str, head_dims: Sequence[int], plugin: bool) -> Path | None:
-    """The newest library with as few head_dims beside the wanted ones as possible; None where the cache has none."""
-    others = sorted(set(HEAD_DIMS) - set(head_dims))
-    for count in range(len(others) + 1):
-        built: list[Path] = []
-        for more in combinations(others, count):
-            built += cache_directory().glob(f"{_stem(architecture, (*head_dims, *more), plugin)}-*{SUFFIX}")
+def find(architecture: str, head_dims: Sequence[int] = HEAD_DIMS, *, plugin: bool = False) -> Path | None:
+    """The library that the cache has of the sources as they are, with as few head_dims beside the wanted ones as
+    possible: of the compiler that is here, or the newest where there is none. Raises FasaError as `path` does."""
+    _check(architecture, head_dims)
+    version, kept = _found_version(plugin) or "*", cache_directory()
+    start = f"{_name(plugin)}-sm{architecture}-"
+    there = {file.name.removeprefix(start).split("-")[0] for file in kept.glob(f"{start}*-{version}{SUFFIX}")}
+    wanted, known = ({str(head_dim) for head_dim in some} for some in (head_dims, HEAD_DIMS))
+    fitting = [sorted(map(int, named.split("."))) for named in there if wanted <= set(named.split(".")) <= known]
+    for choice in sorted(fitting, key=lambda choice: (len(choice), choice)):
+        built = list(kept.glob(f"{_stem(architecture, choice, plugin)}-{version}{SUFFIX}"))
         if built:
             return max(built, key=lambda file: file.stat().st_mtime)
     return None
+
+
+def _found_version(plugin: bool) -> str | None:
+    """Of the compiler and the headers, as a library's name has it; None where they are missing."""
+    headers = tensorrt_version() if plugin else ""
+    try:
+        return tools_version(find_nvcc(), find_flashinfer()) + headers
+    except FasaError:
+        return None
 
 
 def build(
@@ -199,14 +147,14 @@ def _build(architecture: str, head_dims: Sequence[int], plugin: bool, force: boo
 
 
 def load(architecture: str, head_dims: Sequence[int] = HEAD_DIMS) -> ctypes.CDLL:
-    """The library for a GPU and some head_dims, built on first use; where that is not possible, one for more head_dims
-    that the cache has."""
+    """The library for a GPU and some head_dims: one that the cache has, also for more head_dims, else built now. Raises
+    FasaError as `build` does."""
     return _load(architecture, tuple(sorted(set(head_dims))))
 
 
 @cache
 def _load(architecture: str, head_dims: tuple[int, ...]) -> ctypes.CDLL:
-    return ctypes.CDLL(str(build(architecture, head_dims)))
+    return ctypes.CDLL(str(find(architecture, head_dims) or build(architecture, head_dims)))
 
 
 class _Compiler:
@@ -228,7 +176,7 @@ class _Compiler:
         if b"<flashinfer/" in content:
             flags += [f"-I{self.flashinfer / path}" for path in FLASHINFER_INCLUDES]
         if b"FASA_TENSORRT_HEADERS" in content and (headers := find_tensorrt_headers()):
-            flags += [f"-I{headers}", "-DFASA_TENSORRT_HEADERS=1", f"-DFASA_TENSORRT_VERSION=0x{_tensorrt_version()}"]
+            flags += [f"-I{headers}", "-DFASA_TENSORRT_HEADERS=1", f"-DFASA_TENSORRT_VERSION=0x{tensorrt_version()}"]
         return flags
 
     def compile(self, source: Path, directory: Path, force: bool) -> Path:
@@ -236,8 +184,8 @@ class _Compiler:
         content = _content(source)
         flags = self.flags(source, content)
         named = [flag for flag in flags if not flag.startswith("-I")]  # where FlashInfer lies does not matter
-        version = _version(self.nvcc, self.flashinfer if b"<flashinfer/" in content else None)
-        target = directory / f"{source.stem}-{_digest(content, *named, version)}.o"
+        version = tools_version(self.nvcc, self.flashinfer if b"<flashinfer/" in content else None)
+        target = directory / f"{source.stem}-{digest(content, *named, version)}.o"
         if force or not target.is_file():
             with tempfile.TemporaryDirectory(dir=directory, prefix=".") as work:
                 made = Path(work) / "made.o"
@@ -263,8 +211,7 @@ class _Compiler:
             raise FasaError(message, hint="CUDA 12.8 or newer is needed")
 
 
-def _stem(architecture: str, head_dims: Sequence[int], plugin: bool) -> str:
-    """The start of a library's name: what it is for, and the content of its sources."""
+def _check(architecture: str, head_dims: Sequence[int]) -> None:
     if architecture not in ARCHITECTURES:
         raise FasaError(f"unknown GPU architecture {architecture!r}", hint=f"one of {', '.join(ARCHITECTURES)}")
     unknown = [head_dim for head_dim in head_dims if head_dim not in HEAD_DIMS]
@@ -273,10 +220,18 @@ def _stem(architecture: str, head_dims: Sequence[int], plugin: bool) -> str:
             f"no kernels for head_dim {unknown[0]}" if unknown else "no head_dim to build kernels for",
             hint=f"one of {', '.join(map(str, HEAD_DIMS))}",
         )
+
+
+def _name(plugin: bool) -> str:
+    return "libfasa_trt_plugin" if plugin else "libfasa_kernels"
+
+
+def _stem(architecture: str, head_dims: Sequence[int], plugin: bool) -> str:
+    """The start of a library's name: what it is for, and the content of its sources."""
+    _check(architecture, head_dims)
     flags = Path(__file__).read_bytes()
-    content = _digest(flags, *(_content(source) for source in _sources(architecture, head_dims, plugin)))
-    name = "libfasa_trt_plugin" if plugin else "libfasa_kernels"
-    return f"{name}-sm{architecture}-{'.'.join(map(str, sorted(set(head_dims))))}-{content}"
+    content = digest(flags, *(_content(source) for source in _sources(architecture, head_dims, plugin)))
+    return f"{_name(plugin)}-sm{architecture}-{'.'.join(map(str, sorted(set(head_dims))))}-{content}"
 
 
 def _sources(architecture: str, head_dims: Sequence[int], plugin: bool) -> list[Path]:
@@ -311,38 +266,3 @@ def _content(source: Path) -> bytes:
                 for found in _LOCAL_INCLUDE.findall(seen[name])
             ]
     return b"".join(name.encode() + b"\0" + seen[name] for name in sorted(seen))
-
-
-def _digest(*parts: bytes | str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()[:16]
-
-
-def _tensorrt_version() -> str:
-    """Of the headers that TENSORRT_ROOT names, to be added to a version; empty without it."""
-    headers = find_tensorrt_headers()
-    return _digest(*((headers / name).read_bytes() for name in TENSORRT_HEADERS)) if headers else ""
-
-
-@cache
-def _nvcc_version(nvcc: Path) -> str:
-    try:
-        done = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True)
-    except OSError as error:
-        raise FasaError(f"cannot run {nvcc}: {error.strerror or error}") from None
-    return done.stdout
-
-
-@cache
-def _version(nvcc: Path, flashinfer: Path | None) -> str:
-    """Of the compiler and of FlashInfer's headers themselves: a folder that FLASHINFER_ROOT names need not tell its
-    version."""
-    headers = []
-    if flashinfer:
-        headers += sorted((flashinfer / "include" / "flashinfer").glob("*.cuh"))
-        headers += sorted((flashinfer / "include" / "flashinfer" / "attention").rglob("*.cuh"))
-        headers.append(flashinfer / "cutlass" / "include" / "cutlass" / "version.h")
-    return _digest(_nvcc_version(nvcc), *(file.read_bytes() for file in headers))

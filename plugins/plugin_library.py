@@ -10,7 +10,7 @@ from typing import Any
 
 from fasa_trt.core.engine_dir import sha256
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 
 CREATOR = ("FasaAttention", "1", "ai.fasa")  # name, version and namespace, as in tensorrt/fasa_attention.h
 VARIABLE = "FASA_TRT_PLUGIN"  # names a library that was built elsewhere
@@ -30,10 +30,9 @@ def find(head_dim: int, architecture: str | None = None) -> Path | None:
             raise FasaError(f"{VARIABLE} names {named}, which is no file", hint="name libfasa_trt_plugin, or unset it")
         return Path(named).resolve()
     for name in library.ARCHITECTURES if architecture is None else (architecture,):
-        for head_dims in ((head_dim,), library.HEAD_DIMS):
-            file = library.path(name, head_dims, plugin=True)
-            if file.is_file():
-                return file
+        file = library.find(name, (head_dim,), plugin=True)
+        if file is not None:
+            return file
     return None
 
 
@@ -44,9 +43,9 @@ def missing(head_dim: int, architecture: str | None = None) -> str | None:
             return None
         if architecture is None:
             return "there is no GPU here to compile the plugin library for, and --arch names none"
-        library.find_nvcc()
-        library.find_flashinfer()
-        library.find_tensorrt_headers()
+        toolchain.find_nvcc()
+        toolchain.find_flashinfer()
+        toolchain.find_tensorrt_headers()
     except FasaError as error:
         return str(error)
     return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 from tests.plugins.tensorrt.driver import COMPILER, HERE, compile_shared, cuda_include
 
 
@@ -17,7 +17,7 @@ def compile_stub_plugin(folder: Path) -> Path:
         headers = cuda_include()
     except FasaError:
         headers = None
-    if library.WINDOWS or COMPILER is None or headers is None:
+    if toolchain.WINDOWS or COMPILER is None or headers is None:
         pytest.skip("needs a C++ compiler and CUDA's headers")
     sources = [HERE / "kernels_stub.cpp", *sorted(library.TENSORRT.glob("*.cpp"))]
     head_dims = [f"-DFASA_HAS_{head_dim}=1" for head_dim in library.HEAD_DIMS]

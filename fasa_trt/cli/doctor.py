@@ -77,7 +77,7 @@ def _gpus(driver: Cuda) -> list[dict[str, Any]]:
 def _kernels() -> dict[str, Any]:
     """Whether the CUDA kernels can be compiled here, and what that needs."""
     from fasa_trt.core.errors import FasaError
-    from fasa_trt.plugins.library import find_flashinfer, find_nvcc
+    from fasa_trt.plugins.toolchain import find_flashinfer, find_nvcc
 
     needs = []
     for find in (find_nvcc, find_flashinfer):

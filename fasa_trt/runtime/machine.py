@@ -73,7 +73,7 @@ def cuda() -> Cuda:
 
 def nvcc_version() -> str | None:
     """The CUDA toolkit whose compiler would build the kernels; None when there is none."""
-    from fasa_trt.plugins.library import find_nvcc
+    from fasa_trt.plugins.toolchain import find_nvcc
 
     try:
         command = [str(find_nvcc()), "--version"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import plugin_driver
-from fasa_trt.plugins import library
+from fasa_trt.plugins import toolchain
 from tests.plugins.tensorrt.driver import COMPILER, Driver, compile_cpu_library, compile_driver, cuda_include
 
 ROOT = Path(plugin_driver.__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ ROOT = Path(plugin_driver.__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if library.WINDOWS or COMPILER is None or cuda_include() is None:
+    if toolchain.WINDOWS or COMPILER is None or cuda_include() is None:
         pytest.skip("needs a C++ compiler and CUDA's headers")
     return tmp_path_factory.mktemp("driver")
 

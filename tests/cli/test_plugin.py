@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 from fasa_trt.runtime import machine
 from fasa_trt.runtime.machine import Cuda, Gpu
 from tests.cli.conftest import Cli
@@ -33,14 +33,14 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "nvcc").write_text(NVCC)
     (tmp_path / "bin" / "nvcc").chmod(0o755)
-    for header in library.FLASHINFER_HEADERS:
+    for header in toolchain.FLASHINFER_HEADERS:
         (tmp_path / "flashinfer" / header).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "flashinfer" / header).write_text("")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     monkeypatch.setenv("FLASHINFER_ROOT", str(tmp_path / "flashinfer"))
     monkeypatch.setenv("FASA_TRT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NVCC_LOG", str(tmp_path / "log"))
-    monkeypatch.setattr(library, "TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.setattr(toolchain, "TOOLKIT", tmp_path / "toolkit")
     monkeypatch.setattr(machine, "cuda", lambda: Cuda(None, ()))
     return tmp_path / "log"
 
@@ -113,7 +113,7 @@ def test_path_compiles_nothing(cli: Cli, tools: Path, monkeypatch: pytest.Monkey
     before = tools.read_text()
     cli("plugin", "path", *options).refused("run fasa-trt plugin build --kind torch --arch 80 --head-dim 64)")
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(library, "sys", SimpleNamespace(path=[]))
+    monkeypatch.setattr(toolchain, "sys", SimpleNamespace(path=[]))
     paths = cli("plugin", "path", *options).out.split()
     assert "sm90-64-" in paths[0] and "sm80-64.96.128.256-" in paths[1], "without a compiler more head_dims will do"
     assert tools.read_text() == before
@@ -158,7 +158,7 @@ def test_no_compiler(cli: Cli, tools: Path, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(library, "sys", SimpleNamespace(path=[str(tmp_path)]))
+    monkeypatch.setattr(toolchain, "sys", SimpleNamespace(path=[str(tmp_path)]))
     cli("plugin", "build", "--arch", 90).refused("no CUDA compiler found", "install the CUDA toolkit")
 
 

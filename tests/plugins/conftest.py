@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 
 NVCC = f"""#!{sys.executable}
 import pathlib, sys
@@ -32,7 +32,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nvcc.write_text(NVCC)
     nvcc.chmod(0o755)
     (tmp_path / "bin" / "version").write_text("release 13.0")
-    for header in library.FLASHINFER_HEADERS:
+    for header in toolchain.FLASHINFER_HEADERS:
         file = tmp_path / "flashinfer" / header
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("// header")
@@ -48,10 +48,10 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("FLASHINFER_ROOT", str(tmp_path / "flashinfer"))
     monkeypatch.setenv("FASA_TRT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(library, "sys", SimpleNamespace(path=[]))
-    monkeypatch.setattr(library, "TOOLKIT", tmp_path / "toolkit")
+    monkeypatch.setattr(toolchain, "sys", SimpleNamespace(path=[]))
+    monkeypatch.setattr(toolchain, "TOOLKIT", tmp_path / "toolkit")
     for name in ("CUDA_HOME", "CUDA_PATH"):
         monkeypatch.delenv(name, raising=False)
-    for cached in (library._nvcc_version, library._version, library._load):
+    for cached in (toolchain.nvcc_version, toolchain.tools_version, library._load):
         cached.cache_clear()
     return tmp_path

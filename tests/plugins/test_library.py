@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 
-pytestmark = pytest.mark.skipif(library.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
+pytestmark = pytest.mark.skipif(toolchain.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
 
 
 def runs(tools: Path) -> list[str]:
@@ -62,8 +62,8 @@ def test_another_compiler_rebuilds_all(tools: Path) -> None:
     before = library.build("90", (64,))
     runs(tools)
     (tools / "bin" / "version").write_text("release 12.8")
-    library._nvcc_version.cache_clear()
-    library._version.cache_clear()
+    toolchain.nvcc_version.cache_clear()
+    toolchain.tools_version.cache_clear()
     assert library.build("90", (64,)) != before
     assert len(runs(tools)) == 4
 
@@ -71,8 +71,8 @@ def test_another_compiler_rebuilds_all(tools: Path) -> None:
 def test_other_headers_of_flashinfer_rebuild_what_includes_them(tools: Path) -> None:
     library.build("90", (64,))
     runs(tools)
-    (tools / "flashinfer" / library.FLASHINFER_HEADERS[0]).write_text("// newer")
-    library._version.cache_clear()
+    (tools / "flashinfer" / toolchain.FLASHINFER_HEADERS[0]).write_text("// newer")
+    toolchain.tools_version.cache_clear()
     library.build("90", (64,))
     assert sorted(runs(tools)) == ["dense_64.cu", "link"]
 
@@ -134,13 +134,39 @@ def test_where_nothing_can_be_built_more_head_dims_will_do(tools: Path, monkeypa
     assert not library.path("90", (64,)).exists(), "it was built from other sources"
 
 
-def test_load_takes_a_library_for_more_head_dims(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiler", [True, False])
+def test_load_takes_a_library_for_more_head_dims(tools: Path, monkeypatch: pytest.MonkeyPatch, compiler: bool) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    library._load.cache_clear()
     everything = library.build("90")
-    monkeypatch.setenv("PATH", "")
+    runs(tools)
+    if not compiler:
+        monkeypatch.setenv("PATH", "")
     library.load("90", (128,))
-    assert loaded == [str(everything)]
+    assert loaded == [str(everything)] and runs(tools) == []
+
+
+def test_load_builds_where_nothing_is_found(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    library._load.cache_clear()
+    library.build("90", (64,))
+    library.load("90", (128,))
+    assert loaded == [str(library.path("90", (128,)))]
+
+
+def test_what_is_found_is_of_this_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert library.find("90", (64,)) is None
+    before = library.build("90", (64, 128))
+    assert library.find("90", (64,)) == library.find("90", (128, 64)) == before
+    assert library.find("90", (96,)) is None is library.find("80", (64,))
+    (tools / "bin" / "version").write_text("release 12.8")
+    toolchain.nvcc_version.cache_clear()
+    toolchain.tools_version.cache_clear()
+    assert library.find("90", (64,)) is None, "the compiler that is here would make another one"
+    monkeypatch.setenv("PATH", "")
+    assert library.find("90", (64,)) == before, "but there is none"
 
 
 def test_what_nvcc_says_is_passed_on(tools: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from fasa_trt.core.engine_dir import sha256
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library, plugin_library
+from fasa_trt.plugins import library, plugin_library, toolchain
 from fasa_trt.plugins.plugin_library import CREATOR, describe, find, load, missing, provide
 
-pytestmark = pytest.mark.skipif(library.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
+pytestmark = pytest.mark.skipif(toolchain.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fasa_trt.plugins import library
+from fasa_trt.plugins import toolchain
 from fasa_trt.runtime import machine
 from fasa_trt.runtime.machine import Cuda, Gpu
 
@@ -81,8 +81,8 @@ def test_package_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
-    monkeypatch.setattr(library, "sys", SimpleNamespace(path=[]))
-    monkeypatch.setattr(library, "TOOLKIT", tmp_path)
+    monkeypatch.setattr(toolchain, "sys", SimpleNamespace(path=[]))
+    monkeypatch.setattr(toolchain, "TOOLKIT", tmp_path)
     assert machine.nvcc_version() is None
     monkeypatch.setattr(shutil, "which", lambda *_, **__: "nvcc")
     for output, version in (("Cuda compilation tools, release 12.8, V12.8.93", "12.8"), ("?", "unknown")):

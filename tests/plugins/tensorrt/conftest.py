@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 from tests.plugins.tensorrt.driver import (
     COMPILER,
     HERE,
@@ -28,7 +28,7 @@ def official_headers() -> Path | None:
 
 
 def require_compiler() -> None:
-    if library.WINDOWS or COMPILER is None or cuda_include() is None:
+    if toolchain.WINDOWS or COMPILER is None or cuda_include() is None:
         pytest.skip("needs a C++ compiler and CUDA's headers")
 
 
@@ -45,7 +45,7 @@ def headers(request: pytest.FixtureRequest) -> Path | None:
 def plugin_library() -> Path:
     """The real one, for this machine's GPU or, without one, any."""
     try:
-        library.find_nvcc(), library.find_flashinfer()
+        toolchain.find_nvcc(), toolchain.find_flashinfer()
     except FasaError as error:
         pytest.skip(str(error))
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins.library import TENSORRT, TOOLKIT, find_nvcc
+from fasa_trt.plugins.library import TENSORRT
+from fasa_trt.plugins.toolchain import TOOLKIT, find_nvcc
 
 HERE = Path(__file__).resolve().parent
 COMPILER = shutil.which("c++") or shutil.which("g++")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library
+from fasa_trt.plugins import library, toolchain
 
-pytestmark = pytest.mark.skipif(library.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
+pytestmark = pytest.mark.skipif(toolchain.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def commands(tools: Path) -> dict[str, str]:
 
 
 def headers(folder: Path, version: str) -> None:
-    for name in library.TENSORRT_HEADERS:
+    for name in toolchain.TENSORRT_HEADERS:
         (folder / "include").mkdir(parents=True, exist_ok=True)
         (folder / "include" / name).write_text(version)
 
@@ -86,5 +86,5 @@ def test_without_a_compiler_the_newest_build_is_found(adapter: Path, monkeypatch
     built = library.build_plugin("90", (64, 128))
     library.build("90", (64, 128))
     monkeypatch.setenv("PATH", "")
-    library._nvcc_version.cache_clear()
+    toolchain.nvcc_version.cache_clear()
     assert library.build_plugin("90", (128,)) == built

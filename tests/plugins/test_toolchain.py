@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 
 from fasa_trt.core.errors import FasaError
-from fasa_trt.plugins import library
+from fasa_trt.plugins import toolchain
 
-pytestmark = pytest.mark.skipif(library.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
+pytestmark = pytest.mark.skipif(toolchain.WINDOWS, reason="the stand-in for nvcc is a POSIX script")
 
 
 def test_no_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FasaError, match="no CUDA compiler") as caught:
-        library.find_nvcc()
+        toolchain.find_nvcc()
     assert "nvidia-cuda-nvcc" in (caught.value.hint or "")
 
 
@@ -27,24 +27,24 @@ def test_the_compiler_of_pip(folder: str, tools: Path, monkeypatch: pytest.Monke
     nvcc = tools / "nvidia" / folder / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text("")
-    monkeypatch.setattr(library, "sys", SimpleNamespace(path=[str(tools)]))
-    assert library.find_nvcc() == nvcc
+    monkeypatch.setattr(toolchain, "sys", SimpleNamespace(path=[str(tools)]))
+    assert toolchain.find_nvcc() == nvcc
 
 
 def test_the_compiler_of_cuda_home(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CUDA_HOME", str(tools))
-    assert library.find_nvcc() == tools / "bin" / "nvcc"
+    assert toolchain.find_nvcc() == tools / "bin" / "nvcc"
 
 
 def test_the_compiler_of_the_toolkit_comes_last(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    nvcc = library.TOOLKIT / "bin" / "nvcc"
+    nvcc = toolchain.TOOLKIT / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)
     nvcc.write_text("")
-    assert library.find_nvcc() == nvcc
+    assert toolchain.find_nvcc() == nvcc
     monkeypatch.setenv("CUDA_PATH", str(tools))
-    assert library.find_nvcc() == tools / "bin" / "nvcc"
+    assert toolchain.find_nvcc() == tools / "bin" / "nvcc"
 
 
 def test_flashinfer_is_found_without_importing_it(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,10 +55,10 @@ def test_flashinfer_is_found_without_importing_it(tools: Path, monkeypatch: pyte
     (tools / "flashinfer").rename(package / "data")
     monkeypatch.setattr(sys, "path", [str(tools / "site")])
     monkeypatch.delitem(sys.modules, "flashinfer", raising=False)
-    assert library.find_flashinfer() == package / "data"
-    (package / "data" / library.FLASHINFER_HEADERS[0]).unlink()
+    assert toolchain.find_flashinfer() == package / "data"
+    (package / "data" / toolchain.FLASHINFER_HEADERS[0]).unlink()
     with pytest.raises(FasaError, match="lacks its headers"):
-        library.find_flashinfer()
+        toolchain.find_flashinfer()
 
 
 def test_no_flashinfer(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,5 +66,5 @@ def test_no_flashinfer(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "flashinfer", raising=False)
     with pytest.raises(FasaError, match="FlashInfer's headers are not installed") as caught:
-        library.find_flashinfer()
+        toolchain.find_flashinfer()
     assert "pip install --no-deps flashinfer-python" in (caught.value.hint or "")
