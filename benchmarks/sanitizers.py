@@ -42,7 +42,7 @@ SMALL = (
     ("test_cluster", "30000-256-sum-int4"),
     ("test_budget", "sum-5000-4096"),  # the longest lists
     ("test_pool_layout", "int4-1-8"),
-    ("test_equal_scores", "700-sum"),  # ties
+    ("test_equal_scores", "400-sum"),  # ties
     ("test_repeated_scores", "20001-3-int4"),  # so many that lists overflow
     ("test_labels_among_other_things", "24-True"),
     ("test_softcap", "sum"),

@@ -76,7 +76,7 @@ def rejected_tokens(case: Case, more: int = 0) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("length", [700, 40000])
+@pytest.mark.parametrize("length", [400, 700, 40000])
 def test_equal_scores_go_to_lower_positions(kind: str, reduction: str, length: int) -> None:
     """All labels alike: every free token ties, also beyond the lists that selection keeps."""
     case = make_case([length], kind=kind, reduction=reduction, seed=7)
