@@ -11,6 +11,7 @@ headers and FASA_TENSORRT_HEADERS where TENSORRT_ROOT names the folder above `in
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import posixpath
 import re
@@ -45,6 +46,8 @@ HOPPER_FLAGS = ("--expt-relaxed-constexpr", "-DNDEBUG", "-diag-suppress", "1444,
 _LOCAL_INCLUDE = re.compile(rb'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 Progress = Callable[[str, int, int], None]
+
+_log = logging.getLogger("fasa_trt")
 
 
 def cache_directory() -> Path:
@@ -147,14 +150,20 @@ def _build(architecture: str, head_dims: Sequence[int], plugin: bool, force: boo
 
 
 def load(architecture: str, head_dims: Sequence[int] = HEAD_DIMS) -> ctypes.CDLL:
-    """The library for a GPU and some head_dims: one that the cache has, also for more head_dims, else built now. Raises
-    FasaError as `build` does."""
+    """The library for a GPU and some head_dims: one that the cache has, also for more head_dims, else built now, as a
+    warning in the log "fasa_trt" announces. Raises FasaError as `build` does."""
     return _load(architecture, tuple(sorted(set(head_dims))))
 
 
 @cache
 def _load(architecture: str, head_dims: tuple[int, ...]) -> ctypes.CDLL:
-    return ctypes.CDLL(str(find(architecture, head_dims) or build(architecture, head_dims)))
+    file = find(architecture, head_dims)
+    if file is None:
+        find_nvcc(), find_flashinfer()  # nothing is announced that cannot be done
+        what = f"compute capability {architecture[:-1]}.{architecture[-1]}, head_dim {', '.join(map(str, head_dims))}"
+        _log.warning("compiling the CUDA kernels for %s: minutes, once (fasa-trt plugin build does it ahead)", what)
+        file = build(architecture, head_dims)
+    return ctypes.CDLL(str(file))
 
 
 class _Compiler:

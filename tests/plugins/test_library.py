@@ -138,7 +138,6 @@ def test_where_nothing_can_be_built_more_head_dims_will_do(tools: Path, monkeypa
 def test_load_takes_a_library_for_more_head_dims(tools: Path, monkeypatch: pytest.MonkeyPatch, compiler: bool) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
-    library._load.cache_clear()
     everything = library.build("90")
     runs(tools)
     if not compiler:
@@ -147,13 +146,26 @@ def test_load_takes_a_library_for_more_head_dims(tools: Path, monkeypatch: pytes
     assert loaded == [str(everything)] and runs(tools) == []
 
 
-def test_load_builds_where_nothing_is_found(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_builds_where_nothing_is_found(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(ctypes, "CDLL", loaded.append)
-    library._load.cache_clear()
-    library.build("90", (64,))
-    library.load("90", (128,))
-    assert loaded == [str(library.path("90", (128,)))]
+    library.build("120", (64,))
+    library.load("120", (64,))
+    assert not caplog.messages
+    library.load("120", (128,))
+    assert loaded == [str(library.path("120", (head_dim,))) for head_dim in (64, 128)]
+    assert ["for compute capability 12.0, head_dim 128: minutes" in message for message in caplog.messages] == [True]
+
+
+def test_load_announces_nothing_that_cannot_be_done(
+    tools: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FasaError, match="no CUDA compiler found"):
+        library.load("90", (128,))
+    assert not caplog.messages
 
 
 def test_what_is_found_is_of_this_compiler(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
