@@ -88,18 +88,18 @@ def main() -> None:
     facts.update(commit=arguments.commit or facts["commit"], gpu=torch.cuda.get_device_name(), torch=torch.__version__)
     record = {**kept(arguments.output, facts), **facts}
     sanitizer = record.pop("sanitizer", {})
-    for part in arguments.only:
-        try:
-            compile_kernels()
+    try:
+        compile_kernels()
+        for part in arguments.only:
             if part == "tests":
                 record.update(run_tests(arguments.jobs))
                 print({key: record[key] for key in ("cases", "passed", "failed", "skipped", "failures")}, flush=True)
             else:
                 sanitizer[part] = sanitize(part, arguments.timeout, sanitizer.get(part))
                 print(part, {**sanitizer[part], "tests": "..."}, flush=True)
-        except FasaError as error:
-            sys.exit(f"error: {error}" + (f" ({error.hint})" if error.hint else ""))
-        write_result(arguments.output, {**record, "sanitizer": sanitizer})
+            write_result(arguments.output, {**record, "sanitizer": sanitizer})
+    except FasaError as error:
+        sys.exit(f"error: {error}" + (f" ({error.hint})" if error.hint else ""))
     if record.get("failed") or not all(found["clean"] for found in sanitizer.values()):
         sys.exit("error: not all checks are clean")
 
