@@ -88,6 +88,8 @@ def path(
 ) -> None:
     """Print the path of the library that the cache has, and nothing else, for scripts. Compiles nothing.
 
+    A library for more head dimensions than are asked for will do.
+
     Example: LD_PRELOAD=$(fasa-trt plugin path --arch 90) FASA_TRT_REGISTER=libnvinfer.so.10 trtllm-serve ...
     """
     from fasa_trt.core.errors import FasaError
@@ -95,15 +97,15 @@ def path(
 
     (chosen,) = _kinds(kind)
     head_dims = sorted(set(head_dim or library.HEAD_DIMS))
-    found = [(name, library.path(name, head_dims, plugin=chosen == "tensorrt")) for name in _architectures(arch)]
-    missing = [name for name, file in found if not file.is_file()]
+    found = {name: library.find(name, head_dims, plugin=chosen == "tensorrt") for name in _architectures(arch)}
+    missing = [name for name, file in found.items() if file is None]
     if missing:
         options = [f"--arch {name}" for name in missing] + [f"--head-dim {dim}" for dim in sorted(set(head_dim or ()))]
         raise FasaError(
             f"no {chosen} library of these kernels in {library.cache_directory()}",
             hint=f"run fasa-trt plugin build --kind {chosen} {' '.join(options)}",
         )
-    for _, file in found:
+    for file in found.values():
         print(file)
 
 
