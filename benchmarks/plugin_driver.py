@@ -38,7 +38,7 @@ def main() -> None:
     try:
         record = measure(arguments, lambda record: save(arguments.output, record))
     except FasaError as error:
-        sys.exit(f"error: {error}" + (f" ({error.hint})" if error.hint else ""))
+        sys.exit(f"error: {error}")
     print(f"{record['passed']} passed, {record['failed']} failed; recorded {arguments.output}")
     if record["failed"] or record["unfinished"]:
         sys.exit(1)
