@@ -15,11 +15,11 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
 from benchmarks.common import ROOT, run_facts, write_result
+from benchmarks.junit import cases_of
 from benchmarks.sanitizers import TESTS, TOOLS, sanitize
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library
@@ -27,10 +27,8 @@ from fasa_trt.plugins import library
 
 def compile_kernels() -> None:
     """For all head_dims, unless the cache has them, so that no test does it, let alone under a sanitizer."""
-    architecture = "".join(map(str, torch.cuda.get_device_capability()))
-    if library.find(architecture) is None:
-        print("compiling the kernels", flush=True)
-        library.build(architecture)
+    major, minor = torch.cuda.get_device_capability()
+    library.load(f"{major}{minor}")
 
 
 def run_tests(jobs: int) -> dict[str, Any]:
@@ -48,19 +46,12 @@ def counts(report: Path) -> dict[str, Any]:
     """Of a JUnit report. `cases` are those that ran."""
     files: dict[str, Counter[str]] = {}
     failures = []
-    for case in ElementTree.parse(report).iter("testcase"):
-        outcome = outcome_of(case)
-        files.setdefault((case.get("classname") or "").split(".")[-1], Counter())[outcome] += 1
-        if outcome == "failed":
-            failures.append(case.get("name"))
+    for case in cases_of(report):
+        files.setdefault(case.file.split(".")[-1], Counter())[case.outcome] += 1
+        if case.outcome == "failed":
+            failures.append(case.name)
     total = sum(files.values(), Counter[str]())
     return {**_figures(total), "failures": failures, "files": {name: _figures(files[name]) for name in sorted(files)}}
-
-
-def outcome_of(case: ElementTree.Element) -> str:
-    if case.find("failure") is not None or case.find("error") is not None:
-        return "failed"
-    return "skipped" if case.find("skipped") is not None else "passed"
 
 
 def _figures(outcomes: Counter[str]) -> dict[str, int]:
@@ -99,7 +90,7 @@ def main() -> None:
                 print(part, {**sanitizer[part], "tests": "..."}, flush=True)
             write_result(arguments.output, {**record, "sanitizer": sanitizer})
     except FasaError as error:
-        sys.exit(f"error: {error}" + (f" ({error.hint})" if error.hint else ""))
+        sys.exit(f"error: {error}")
     if record.get("failed") or not all(found["clean"] for found in sanitizer.values()):
         sys.exit("error: not all checks are clean")
 

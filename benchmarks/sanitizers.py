@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import torch
 
 from benchmarks.common import ROOT
+from benchmarks.junit import cases_of
 from fasa_trt.core.errors import FasaError
 
 TESTS = "tests/plugins"
@@ -143,22 +143,14 @@ def run_share(tool: str, tests: Sequence[str], gpu: str, timeout: float) -> Run:
                 f"compute-sanitizer does not start: {error.strerror}",
                 hint="it comes with CUDA's toolkit; add it to PATH",
             ) from error
-        passed = passed_tests(report) if report.is_file() else {}
+        cases = cases_of(report) if report.is_file() else ()
+        passed = {case.id: case.seconds for case in cases if case.outcome == "passed"}
     text = done.stdout + done.stderr
     summaries = sorted(set(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)))  # of each process
     if done.returncode in (0, 2) and passed and summaries and all(map(is_clean, summaries)):  # 2: the time was up
         return Run("; ".join(summaries), tests=passed)
     failed = re.findall(r"^(?:FAILED|ERROR) .*::.*", text, re.MULTILINE)
     return Run("; ".join([*summaries, *failed]) or text[-500:], wrong=True)
-
-
-def passed_tests(report: Path) -> dict[str, float]:
-    """Seconds of each test that passed, by its id, from a JUnit report."""
-    return {
-        f"{(case.get('classname') or '').replace('.', '/')}.py::{case.get('name')}": float(case.get("time") or 0)
-        for case in ElementTree.parse(report).iter("testcase")
-        if len(case) == 0  # nothing to say of it: neither failed nor skipped
-    }
 
 
 def is_clean(summary: str) -> bool:
