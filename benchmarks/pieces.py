@@ -6,7 +6,6 @@ python -m benchmarks.pieces --output benchmarks/results/h200/pieces.json
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +22,7 @@ from fasa_trt.bench.kernels.timing import Calls, median, replay_us
 from fasa_trt.bench.record import new_record, require_gpu
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins.library import SUFFIX
-from fasa_trt.plugins.toolchain import WINDOWS, find_nvcc
+from fasa_trt.plugins.toolchain import WINDOWS, find_nvcc, run_nvcc
 
 SOURCE = Path(__file__).with_suffix(".cu")
 # Of a pool for one layer: blocks of 64 tokens, keys and then values of 8 heads, 256 bytes a row. A unit: 8 rows.
@@ -41,18 +40,20 @@ def keys_of(table: Tensor) -> Tensor:
     return (table.int() * UNITS_IN_A_BLOCK)[:, :, None, None] + within
 
 
+def padded(units: Tensor, multiple: int) -> Tensor:
+    """With NONE at the end of the last dim, so that it is a multiple of that."""
+    return torch.nn.functional.pad(units, (0, -units.shape[-1] % multiple), value=NONE)
+
+
 def dealt(streams: Tensor, depth: int) -> Tensor:
     """[blocks of threads, units] in the order of time -> [steps, blocks of threads, warps, depth], NONE at the end."""
-    step = WARPS * depth
-    padded = torch.nn.functional.pad(streams, (0, -streams.shape[1] % step), value=NONE)
-    return padded.view(len(streams), -1, WARPS, depth).transpose(0, 1).contiguous()
+    steps = padded(streams, WARPS * depth).view(len(streams), -1, WARPS, depth)
+    return steps.transpose(0, 1).contiguous()
 
 
 def in_parts(streams: Tensor, parts: int, together: int) -> Tensor:
     """[rows, units] -> [rows * parts, units of a part], NONE at the end. together: so many units are not cut apart."""
-    length = -(-streams.shape[1] // (parts * together)) * together
-    padded = torch.nn.functional.pad(streams, (0, length * parts - streams.shape[1]), value=NONE)
-    return padded.view(-1, length)
+    return padded(streams, parts * together).view(len(streams) * parts, -1)
 
 
 def head_by_head(keys: Tensor, threads: int, depth: int) -> Tensor:
@@ -74,9 +75,7 @@ def all_heads_by_address(keys: Tensor, threads: int, depth: int) -> Tensor:
 
 def everybody(keys: Tensor, threads: int, depth: int) -> Tensor:
     """All blocks of threads are at neighbouring blocks of one sequence at the same time."""
-    flat = keys.flatten()
-    padded = torch.nn.functional.pad(flat, (0, -len(flat) % (threads * WARPS * depth)), value=NONE)
-    return padded.view(-1, threads, WARPS, depth)
+    return padded(keys.flatten(), threads * WARPS * depth).view(-1, threads, WARPS, depth)
 
 
 def everybody_by_address(keys: Tensor, threads: int, depth: int) -> Tensor:
@@ -111,9 +110,7 @@ def compiled(folder: Path) -> ctypes.CDLL:
     """The kernel, for the GPU that is here. Raises FasaError when it cannot be compiled."""
     target = folder / f"pieces{SUFFIX}"
     options = ["-O3", "-std=c++17", "-shared", "-arch=native", *([] if WINDOWS else ["-Xcompiler", "-fPIC"])]
-    done = subprocess.run([str(find_nvcc()), *options, str(SOURCE), "-o", str(target)], capture_output=True, text=True)
-    if done.returncode:
-        raise FasaError(f"nvcc failed on {SOURCE.name}: {(done.stderr + done.stdout).strip()[-300:]}")
+    run_nvcc(find_nvcc(), SOURCE.name, *options, SOURCE, "-o", target)
     return ctypes.CDLL(str(target))
 
 

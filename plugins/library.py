@@ -15,7 +15,6 @@ import logging
 import os
 import posixpath
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -29,6 +28,7 @@ from fasa_trt.plugins.toolchain import (
     find_flashinfer,
     find_nvcc,
     find_tensorrt_headers,
+    run_nvcc,
     tensorrt_version,
     tools_version,
 )
@@ -63,10 +63,10 @@ def path(architecture: str, head_dims: Sequence[int] = HEAD_DIMS, *, plugin: boo
     """Where `build` (with plugin: `build_plugin`) leaves the library of the sources as they are, whether or not it is
     there; where the compiler or FlashInfer is missing, what `find` finds. Raises FasaError when the architecture or a
     head_dim is unknown."""
-    version = _found_version(plugin)
-    built = find(architecture, head_dims, plugin=plugin) if version is None else None
-    name = _stem(architecture, head_dims, plugin) + ("" if version is None else f"-{version}")
-    return built or cache_directory() / f"{name}{SUFFIX}"
+    stem, version = _stem(architecture, head_dims, plugin), _found_version(plugin)
+    if version is None:
+        return find(architecture, head_dims, plugin=plugin) or cache_directory() / f"{stem}{SUFFIX}"
+    return cache_directory() / f"{stem}-{version}{SUFFIX}"
 
 
 def find(architecture: str, head_dims: Sequence[int] = HEAD_DIMS, *, plugin: bool = False) -> Path | None:
@@ -198,26 +198,19 @@ class _Compiler:
         if force or not target.is_file():
             with tempfile.TemporaryDirectory(dir=directory, prefix=".") as work:
                 made = Path(work) / "made.o"
-                self._run(source.name, *flags, "-c", source, "-o", made)
+                run_nvcc(self.nvcc, source.name, *flags, "-c", source, "-o", made)
                 made.replace(target)
         return target
 
     def link(self, objects: list[Path], target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as work:
             made = Path(work) / f"made{SUFFIX}"
-            self._run(target.name, "-shared", "-cudart", "static", *objects, "-o", made)
+            run_nvcc(self.nvcc, target.name, "-shared", "-cudart", "static", *objects, "-o", made)
             try:
                 made.replace(target)
             except PermissionError:  # Windows: another process has built it and loaded it
                 if not target.is_file():
                     raise
-
-    def _run(self, name: str, *arguments: str | Path) -> None:
-        done = subprocess.run([str(self.nvcc), *map(str, arguments)], capture_output=True, text=True)
-        if done.returncode:
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
-            message = f"nvcc failed on {name}: {lines[0] if lines else 'no message'}"
-            raise FasaError(message, hint="CUDA 12.8 or newer is needed")
 
 
 def _check(architecture: str, head_dims: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Finds what the kernels are compiled with, and tells its versions: nvcc, FlashInfer's headers, TensorRT's."""
+"""What the kernels are compiled with, and its versions: nvcc, FlashInfer's headers, TensorRT's."""
 
 from __future__ import annotations
 
@@ -79,6 +79,15 @@ def find_tensorrt_headers() -> Path | None:
             hint="unset it: TensorRT's headers are not needed",
         )
     return include
+
+
+def run_nvcc(nvcc: Path, name: str, *arguments: str | Path) -> None:
+    """Runs the compiler. name: of what it compiles, for the message. Raises FasaError with its first error."""
+    done = subprocess.run([str(nvcc), *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
+        message = f"nvcc failed on {name}: {lines[0] if lines else 'no message'}"
+        raise FasaError(message, hint="CUDA 12.8 or newer is needed")
 
 
 def tensorrt_version() -> str:
