@@ -11,6 +11,7 @@ import torch
 
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library, toolchain
+from fasa_trt.plugins.plugin_library import provide
 from tests.plugins.tensorrt.driver import (
     COMPILER,
     HERE,
@@ -49,7 +50,7 @@ def plugin_library() -> Path:
     except FasaError as error:
         pytest.skip(str(error))
     major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    return library.build_plugin(f"{major}{minor}", (128,))
+    return provide(128, f"{major}{minor}")
 
 
 @pytest.fixture(scope="session")
