@@ -10,13 +10,18 @@ constexpr int kThreads = 256, kWarp = 32, kWarps = kThreads / kWarp;
 constexpr int kRows = 8, kRowBytes = 256;  // of a unit
 constexpr uint32_t kNone = 0xffffffff;
 
+// Instructions of a warp for a unit, when `lanes` lanes read a row, 16 bytes each.
+__host__ __device__ constexpr int copies(int lanes) {
+    return lanes <= kWarp / kRows ? 1 : lanes * kRows / kWarp;
+}
+
 // units: [steps, blocks of threads, warps, DEPTH], 2 KB each from `pool` on, or kNone. A warp has DEPTH of
-// them on their way, into shared memory that nobody reads. lanes: 16 bytes each, of a row.
+// them on their way, into shared memory that nobody reads: each copy has a place of its own, for one that
+// another would overwrite might not be made.
 template <int DEPTH>
 __global__ void __launch_bounds__(kThreads)
     read_pieces(const char* pool, const uint32_t* units, int steps, int lanes) {
-    constexpr int kSlots = DEPTH < 8 ? DEPTH : 8;
-    __shared__ uint4 ring[kSlots][kThreads];
+    extern __shared__ uint4 ring[];  // [DEPTH, copies, kThreads]
     const int lane = threadIdx.x % kWarp, row = lane / lanes, part = lane % lanes;
     const int together = kWarp / lanes;  // rows an instruction
     const int warp = blockIdx.x * kWarps + threadIdx.x / kWarp, warps = gridDim.x * kWarps;
@@ -33,13 +38,15 @@ __global__ void __launch_bounds__(kThreads)
         for (int d = 0; d < DEPTH; ++d) {
             const uint32_t unit = __shfl_sync(0xffffffff, mine, d);
             const char* from = pool + (static_cast<int64_t>(unit) * kRows + row) * kRowBytes + part * 16;
-            const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(&ring[d % kSlots][threadIdx.x]));
+            auto to = static_cast<uint32_t>(
+                __cvta_generic_to_shared(ring + d * copies(lanes) * kThreads + threadIdx.x));
             asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1));
             for (int first = 0; first < kRows; first += together) {
                 if (unit != kNone && first + row < kRows) {
                     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to),
                                  "l"(from + first * kRowBytes));
                 }
+                to += kThreads * sizeof(uint4);
             }
             asm volatile("cp.async.commit_group;");
         }
@@ -59,8 +66,14 @@ __global__ void __launch_bounds__(kThreads)
 EXPORTED int read_pieces_of(const void* pool, const void* units, int steps, int bytes, int depth, int blocks,
                             void* stream) {
     const auto with = [&](auto kernel) {
-        kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-            static_cast<const char*>(pool), static_cast<const uint32_t*>(units), steps, bytes / 16);
+        const int lanes = bytes / 16, shared = depth * copies(lanes) * kThreads * 16;
+        const cudaError_t wrong =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+        if (wrong != cudaSuccess) {
+            return wrong;
+        }
+        kernel<<<blocks, kThreads, shared, static_cast<cudaStream_t>(stream)>>>(
+            static_cast<const char*>(pool), static_cast<const uint32_t*>(units), steps, lanes);
         return cudaGetLastError();
     };
     switch (depth) {
