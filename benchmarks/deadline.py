@@ -1,20 +1,38 @@
 """A pytest plugin: once the time is up, no further test starts, and pytest ends in good order, its reports written.
+Where the last test goes on beyond that for too long, the process ends, with what it was at in its error output.
 
-python -m pytest -p benchmarks.deadline --deadline 300
+python -m pytest -p benchmarks.deadline --deadline 300 --grace 60
 """
 
 from __future__ import annotations
 
+import faulthandler
 import math
+import os
 import time
 
 import pytest
 
+GIVEN_UP = "Timeout ("  # what faulthandler says first
 _START = time.monotonic()
+_STDERR = os.dup(2)  # before pytest keeps for itself what is written there
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--deadline", type=float, default=math.inf, metavar="SECONDS", help="no test starts after these")
+    parser.addoption(
+        "--grace", type=float, default=math.inf, metavar="SECONDS", help="that the last test may take then"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    last = config.getoption("deadline") + config.getoption("grace")
+    if math.isfinite(last):
+        faulthandler.dump_traceback_later(last, exit=True, file=_STDERR)
+
+
+def pytest_unconfigure() -> None:
+    faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:

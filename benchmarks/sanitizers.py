@@ -11,12 +11,15 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
 
 from benchmarks.common import ROOT
+from benchmarks.deadline import GIVEN_UP
 from benchmarks.junit import cases_of
 from fasa_trt.core.errors import FasaError
 
@@ -54,8 +57,8 @@ SMALL = (
     ("test_decode[", "int4-8-64-3-sum"),  # labels in a head of the pool
     ("test_append_to_the_second_pool", "int8-24"),
 )
-# Seconds that the last test may take beyond the deadline before all is lost.
-GRACE = 120
+# Seconds that the last test of a process may take beyond the deadline before it is given up.
+GRACE = 60
 
 
 def selection(tool: str) -> str:
@@ -86,7 +89,7 @@ class Run:
 def sanitize(tool: str, timeout: float, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One tool over the small tests, for at most about `timeout` seconds.
 
-    Each GPU takes a share of them, in one process and with nothing beside it: others on the GPU, even few, make it
+    The tests of a file are a process, with a GPU for itself and nothing beside it: others on the GPU, even few, make it
     several times slower than they could help. What is left when the time is up is for the next call, which gets as
     `before` what this one returns: `clean` is None until no test is left, and False once anything is wrong.
     """
@@ -96,17 +99,27 @@ def sanitize(tool: str, timeout: float, before: Mapping[str, Any] | None = None)
     summaries = {earlier["summary"]} if passed else set()
     tests = chosen_tests(tool)
     left = [test for test in tests if test not in passed]
-    gpus = visible_gpus()
-    shares = [share for number in range(len(gpus)) if (share := left[number :: len(gpus)])]
-    with ThreadPoolExecutor(len(gpus)) as pool:
-        runs = list(pool.map(lambda gpu, share: run_share(tool, share, gpu, timeout), gpus, shares))
-    for run in runs:
-        passed.update(run.tests)
+    gpus: SimpleQueue[str] = SimpleQueue()
+    for gpu in visible_gpus():
+        gpus.put(gpu)
+
+    def run(share: list[str]) -> Run | None:
+        gpu, remaining = gpus.get(), timeout - (time.perf_counter() - start)
+        try:
+            return run_share(tool, share, gpu, remaining) if remaining > 0 else None
+        finally:
+            gpus.put(gpu)
+
+    with ThreadPoolExecutor(gpus.qsize()) as pool:
+        shares = [list(share) for _, share in groupby(left, lambda test: test.split("::")[0])]
+        runs = [found for found in pool.map(run, shares) if found]
+    for found in runs:
+        passed.update(found.tests)
     unfinished = [test for test in tests if test not in passed]
     return {
-        "clean": False if any(run.wrong for run in runs) else None if unfinished else True,
+        "clean": False if any(found.wrong for found in runs) else None if unfinished else True,
         "left_out": [" ".join(words) for words in NOT_FOR_RACECHECK] if tool == "racecheck" else [],
-        "summary": "; ".join(sorted(summaries | {run.summary for run in runs})),
+        "summary": "; ".join(sorted(summaries | {found.summary for found in runs})),
         "passed": len(passed),
         "unfinished": unfinished,
         "seconds": round(earlier.get("seconds", 0.0) + time.perf_counter() - start, 1),
@@ -124,17 +137,15 @@ def run_share(tool: str, tests: Sequence[str], gpu: str, timeout: float) -> Run:
     """One process of a tool. Only the kernels of this project's library are instrumented: their mangled names have its
     namespace in them, also those of FlashInfer's templates, whose arguments are of it."""
     sanitizer = ["compute-sanitizer", "--target-processes", "all", "--tool", tool, "--kernel-name", "kns=fasa"]
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "benchmarks.deadline"]
+    pytest = [sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", "-p", "benchmarks.deadline"]
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "tests.xml"
-        command = [*sanitizer, "--error-exitcode", "9", *pytest, f"--deadline={timeout}", f"--junitxml={report}"]
+        options = [f"--deadline={timeout}", f"--grace={GRACE}", f"--junitxml={report}"]
         try:
             done = subprocess.run(
-                [*command, *tests], cwd=ROOT, capture_output=True, text=True, timeout=timeout + GRACE,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+                [*sanitizer, "--error-exitcode", "9", *pytest, *options, *tests], cwd=ROOT, capture_output=True,
+                text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
             )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return Run(f"a test took more than {GRACE} s beyond the deadline")
         except OSError as error:
             raise FasaError(
                 f"compute-sanitizer does not start: {error.strerror}",
@@ -143,6 +154,9 @@ def run_share(tool: str, tests: Sequence[str], gpu: str, timeout: float) -> Run:
         cases = cases_of(report) if report.is_file() else ()
         passed = {case.id: case.seconds for case in cases if case.outcome == "passed"}
     text = done.stdout + done.stderr
+    if GIVEN_UP in text:
+        started = [test for test in tests if test in text]
+        return Run(f"{started[-1] if started else 'pytest'} took more than {GRACE} s beyond the deadline")
     summaries = sorted(set(re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)))  # of each process
     if done.returncode in (0, 2) and passed and summaries and all(map(is_clean, summaries)):  # 2: the time was up
         return Run("; ".join(summaries), tests=passed)

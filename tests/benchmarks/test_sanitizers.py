@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import sanitizers
 from benchmarks.common import ROOT
+from benchmarks.deadline import GIVEN_UP
 from benchmarks.junit import cases_of
 from benchmarks.sanitizers import NOT_FOR_RACECHECK, SMALL, chosen_tests, is_clean, sanitize, selection
 from fasa_trt.core.errors import FasaError
@@ -56,7 +57,9 @@ with open(os.environ["STAND_IN_LOG"], "a") as log:
 print("========= RACECHECK SUMMARY:", os.environ.get("STAND_IN_SUMMARY", "0 hazards displayed (0 errors, 0 warnings)"))
 sys.exit(2 if len(passed) < len(tests) else 0)
 """
-TESTS = [f"tests/plugins/test_append.py::test_a[{case}]" for case in ("1", "2-x", "3", "4", "5")]
+APPEND = [f"tests/plugins/test_append.py::test_a[{case}]" for case in ("1", "2-x", "3")]
+DECODE = [f"tests/plugins/test_decode.py::test_b[{case}]" for case in ("4", "5")]
+TESTS = APPEND + DECODE
 
 
 @pytest.fixture
@@ -73,9 +76,10 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @posix
-def test_gpus_share_the_tests(log: Path) -> None:
+def test_gpus_share_the_files(log: Path) -> None:
     found = sanitize("racecheck", 60)
-    assert sorted(log.read_text().splitlines()) == [f"4 {','.join(TESTS[::2])}", f"7 {','.join(TESTS[1::2])}"]
+    gpus, shares = zip(*sorted(line.split(" ") for line in log.read_text().splitlines()), strict=True)
+    assert gpus == ("4", "7") and sorted(shares) == [",".join(APPEND), ",".join(DECODE)]
     assert found["clean"] is True and found["passed"] == 5 and found["unfinished"] == []
     assert found["summary"] == "0 hazards displayed (0 errors, 0 warnings)"
     assert found["tests"] == dict.fromkeys(TESTS, 1.5)
@@ -86,11 +90,12 @@ def test_gpus_share_the_tests(log: Path) -> None:
 def test_what_was_left_comes_next(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STAND_IN_PASSES", "1")
     first = sanitize("racecheck", 60)
-    assert first["clean"] is None and first["passed"] == 2 and first["unfinished"] == TESTS[2:]
+    assert first["clean"] is None and first["passed"] == 2 and first["unfinished"] == [*APPEND[1:], DECODE[1]]
     log.unlink()
     monkeypatch.setenv("STAND_IN_PASSES", "9")
     second = sanitize("racecheck", 60, first)
-    assert sorted(log.read_text().splitlines()) == [f"4 {TESTS[2]},{TESTS[4]}", f"7 {TESTS[3]}"]
+    shares = sorted(line.split(" ")[1] for line in log.read_text().splitlines())
+    assert shares == [",".join(APPEND[1:]), DECODE[1]]
     assert second["clean"] is True and second["passed"] == 5 and second["seconds"] > first["seconds"]
     log.unlink()
     assert sanitize("racecheck", 60, second)["clean"] is True
@@ -113,11 +118,18 @@ def test_a_run_without_a_single_test_is_wrong(log: Path, monkeypatch: pytest.Mon
 
 @posix
 def test_a_test_that_does_not_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (log.parent / "compute-sanitizer").write_text("#!/usr/bin/env python3\nimport time\ntime.sleep(60)\n")
-    monkeypatch.setattr(sanitizers, "GRACE", 0)
-    found = sanitize("racecheck", 1)
+    tool = f"#!/usr/bin/env python3\nprint('{APPEND[0]} PASSED\\n{APPEND[1]} Timeout (0:02:00)!')\n"
+    (log.parent / "compute-sanitizer").write_text(tool)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    found = sanitize("racecheck", 60)
     assert found["clean"] is None and found["unfinished"] == TESTS
-    assert found["summary"] == "a test took more than 0 s beyond the deadline"
+    assert f"{APPEND[1]} took more than {sanitizers.GRACE} s beyond the deadline" in found["summary"]
+
+
+@posix
+def test_no_file_is_begun_after_the_deadline(log: Path) -> None:
+    found = sanitize("racecheck", 0)
+    assert found["clean"] is None and found["unfinished"] == TESTS and not log.exists()
 
 
 def test_no_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +159,12 @@ def test_the_deadline_ends_pytest_in_good_order(tmp_path: Path) -> None:
     assert done.returncode == 2 and "the time is up" in done.stdout and "1 passed" in done.stdout
     assert [case.id for case in cases_of(report) if case.outcome == "passed"] == ["test_some.py::test_one"]
     assert "2 passed" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+
+def test_a_test_that_goes_on_is_given_up(tmp_path: Path) -> None:
+    tests = tmp_path / "test_some.py"
+    tests.write_text("import time\ndef test_endless():\n    while True: time.sleep(1)\n")
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "benchmarks.deadline", "--deadline=0", "--grace=2"]
+    done = subprocess.run([*command, "--rootdir", str(tmp_path), str(tests)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "::test_endless" in done.stdout
+    assert GIVEN_UP in done.stderr and "in test_endless" in done.stderr
