@@ -11,9 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -89,9 +87,10 @@ class Run:
 def sanitize(tool: str, timeout: float, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """One tool over the small tests, for at most about `timeout` seconds.
 
-    The tests of a file are a process, with a GPU for itself and nothing beside it: others on the GPU, even few, make it
-    several times slower than they could help. What is left when the time is up is for the next call, which gets as
-    `before` what this one returns: `clean` is None until no test is left, and False once anything is wrong.
+    Each GPU takes a share of them, in one process and with nothing beside it: others on the GPU, even few, make it
+    several times slower than they could help, and to start one takes a tool up to 20 s. What is left when the time is
+    up is for the next call, which gets as `before` what this one returns: `clean` is None until no test is left, and
+    False once anything is wrong.
     """
     start = time.perf_counter()
     earlier = before if before and before.get("clean") is None else {}
@@ -99,27 +98,17 @@ def sanitize(tool: str, timeout: float, before: Mapping[str, Any] | None = None)
     summaries = {earlier["summary"]} if passed else set()
     tests = chosen_tests(tool)
     left = [test for test in tests if test not in passed]
-    gpus: SimpleQueue[str] = SimpleQueue()
-    for gpu in visible_gpus():
-        gpus.put(gpu)
-
-    def run(share: list[str]) -> Run | None:
-        gpu, remaining = gpus.get(), timeout - (time.perf_counter() - start)
-        try:
-            return run_share(tool, share, gpu, remaining) if remaining > 0 else None
-        finally:
-            gpus.put(gpu)
-
-    with ThreadPoolExecutor(gpus.qsize()) as pool:
-        shares = [list(share) for _, share in groupby(left, lambda test: test.split("::")[0])]
-        runs = [found for found in pool.map(run, shares) if found]
-    for found in runs:
-        passed.update(found.tests)
+    gpus = visible_gpus()
+    shares = [share for number in range(len(gpus)) if (share := left[number :: len(gpus)])]
+    with ThreadPoolExecutor(len(gpus)) as pool:
+        runs = list(pool.map(lambda gpu, share: run_share(tool, share, gpu, timeout), gpus, shares))
+    for run in runs:
+        passed.update(run.tests)
     unfinished = [test for test in tests if test not in passed]
     return {
-        "clean": False if any(found.wrong for found in runs) else None if unfinished else True,
+        "clean": False if any(run.wrong for run in runs) else None if unfinished else True,
         "left_out": [" ".join(words) for words in NOT_FOR_RACECHECK] if tool == "racecheck" else [],
-        "summary": "; ".join(sorted(summaries | {found.summary for found in runs})),
+        "summary": "; ".join(sorted(summaries | {run.summary for run in runs})),
         "passed": len(passed),
         "unfinished": unfinished,
         "seconds": round(earlier.get("seconds", 0.0) + time.perf_counter() - start, 1),
