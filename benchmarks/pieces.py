@@ -132,8 +132,9 @@ def measured(kernel: ctypes.CDLL, repeats: int) -> Iterator[dict[str, Any]]:
     for blocks, is_shuffled, order in product((BLOCKS // 4, BLOCKS), (True, False), ORDERS):
         # Pools that are read in turns, so that the L2 cache has nothing of the next one.
         tables = (shuffled(numbers) if is_shuffled else numbers).view(-1, SEQUENCES, blocks)
+        keys = [keys_of(table) for table in tables]
         for row_bytes, together, depth in SHAPES:
-            lists = [order(keys_of(table), together * multiprocessors, depth) for table in tables]
+            lists = [order(each, together * multiprocessors, depth) for each in keys]
             calls: Calls = [partial(read, kernel, pool, units, row_bytes) for units in lists]
             samples = replay_us(calls, repeats)
             pieces, time = SEQUENCES * blocks * HEADS * OCTETS * 8, median(samples)

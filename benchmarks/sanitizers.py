@@ -55,7 +55,8 @@ SMALL = (
     ("test_decode[", "int4-8-64-3-sum"),  # labels in a head of the pool
     ("test_append_to_the_second_pool", "int8-24"),
 )
-# Seconds that the last test of a process may take beyond the deadline before it is given up.
+# Seconds that the last test of a process may take beyond the deadline before it is given up; so many more, and the
+# tool itself is.
 GRACE = 60
 
 
@@ -133,8 +134,10 @@ def run_share(tool: str, tests: Sequence[str], gpu: str, timeout: float) -> Run:
         try:
             done = subprocess.run(
                 [*sanitizer, "--error-exitcode", "9", *pytest, *options, *tests], cwd=ROOT, capture_output=True,
-                text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
+                text=True, timeout=timeout + 2 * GRACE, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
             )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return Run(f"{tool} took more than {2 * GRACE} s beyond the deadline")
         except OSError as error:
             raise FasaError(
                 f"compute-sanitizer does not start: {error.strerror}",

@@ -122,6 +122,15 @@ def test_a_test_that_does_not_end(log: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert f"{TESTS[1]} took more than {sanitizers.GRACE} s beyond the deadline" in found["summary"]
 
 
+@posix
+def test_a_tool_that_does_not_end(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (log.parent / "compute-sanitizer").write_text("#!/usr/bin/env python3\nimport time\ntime.sleep(60)\n")
+    monkeypatch.setattr(sanitizers, "GRACE", 0)
+    found = sanitize("racecheck", 1)
+    assert found["clean"] is None and found["unfinished"] == TESTS
+    assert found["summary"] == "racecheck took more than 0 s beyond the deadline"
+
+
 def test_no_sanitizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sanitizers, "chosen_tests", lambda tool: TESTS)
