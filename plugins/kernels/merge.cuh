@@ -129,7 +129,7 @@ __device__ inline void merge_warps(const Crew<WARPS>& crew, AttendScratch<HEAD_D
         if (!crew.merges()) {
             continue;
         }
-        if (crew.peers > 1) {
+        if (crew.peers > 1 && crew.thread() < kWarp) {
             scratch.mailbox.wait();
         }
         crew.sync_block();
