@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "range": ({"tokens_per_block": 256}, "tokens_per_block is 256, not in 8..128"),
     "wide": ({"budget": (1 << 40, FIELD_INT64)}, "budget is 1099511627776, not in"),
     "power of two": ({"tokens_per_block": 24}, "tokens_per_block must be a power of two"),
-    "head_dim": ({"head_dim": 64}, "no kernels for head_dim 64"),
+    "head_dim": ({"head_dim": 80}, "no kernels for head_dim 80"),
     "group": ({"num_q_heads": 7}, "num_q_heads must be 1 to 16 times num_kv_heads"),
     "label_kind": ({"label_kind": 4}, "label_kind is 4, not in 0..3"),
     "labels": ({"label_kind": 2, "n_tip": 64, "num_kv_heads": 4}, "must fit into a row of the pool: 512 bytes"),
