@@ -23,12 +23,12 @@ from benchmarks.junit import cases_of
 from benchmarks.sanitizers import TESTS, TOOLS, sanitize
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library
+from fasa_trt.runtime.machine import architecture
 
 
 def compile_kernels() -> None:
     """For all head_dims, unless the cache has them, so that no test does it, let alone under a sanitizer."""
-    major, minor = torch.cuda.get_device_capability()
-    library.load(f"{major}{minor}")
+    library.load(architecture(torch.cuda.get_device_capability()))
 
 
 def run_tests(jobs: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import torch
 from fasa_trt.core.atomic import write_bytes
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library
+from fasa_trt.runtime.machine import architecture
 from tests.plugins.tensorrt.cases import CASES, DTYPES, HEAD_DIMS, Case
 from tests.plugins.tensorrt.driver import Driver, compile_driver
 
@@ -81,14 +82,12 @@ def measure(arguments: argparse.Namespace, keep: Save) -> dict[str, Any]:
 
 def build() -> Path:
     """For this GPU, with every head_dim of the cases; compiled where the cache has none."""
-    major, minor = torch.cuda.get_device_capability()
 
     def report(source: str, done: int, total: int) -> None:
         print(f"compiled {done}/{total}: {source}", flush=True)
 
-    architecture = f"{major}{minor}"
-    found = library.find(architecture, HEAD_DIMS, plugin=True)
-    return found or library.build_plugin(architecture, HEAD_DIMS, progress=report)
+    gpu = architecture(torch.cuda.get_device_capability())
+    return library.find(gpu, HEAD_DIMS, plugin=True) or library.build_plugin(gpu, HEAD_DIMS, progress=report)
 
 
 def facts(arguments: argparse.Namespace, plugin: Path) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _architectures(names: list[str] | None) -> list[str]:
     """What --arch asks for, each once. Raises FasaError for unknown ones, before the first is compiled."""
     from fasa_trt.core.errors import FasaError
     from fasa_trt.plugins.library import ARCHITECTURES
-    from fasa_trt.runtime.machine import cuda
+    from fasa_trt.runtime.machine import architecture, cuda
 
     found: list[str] = []
     for name in names or ["native"]:
@@ -163,7 +163,7 @@ def _architectures(names: list[str] | None) -> list[str]:
             gpus = cuda().gpus
             if not gpus:
                 raise FasaError("no GPU here to compile for", hint=f"--arch {' | '.join(ARCHITECTURES)} | all")
-            found += ["".join(map(str, gpu.compute_capability)) for gpu in gpus]
+            found += [architecture(gpu.compute_capability) for gpu in gpus]
         else:
             found.append(name.removeprefix("sm_").replace(".", ""))
     for name in found:

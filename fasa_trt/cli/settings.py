@@ -50,10 +50,10 @@ def resolve(
 
 def gpu_architecture() -> str | None:
     """Compute capability without its dot of the GPU that programs use unless told otherwise; None without a GPU."""
-    from fasa_trt.runtime.machine import cuda
+    from fasa_trt.runtime.machine import architecture, cuda
 
     gpus = cuda().gpus
-    return "".join(map(str, gpus[0].compute_capability)) if gpus else None
+    return architecture(gpus[0].compute_capability) if gpus else None
 
 
 def command_line() -> str:

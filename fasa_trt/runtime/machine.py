@@ -33,6 +33,12 @@ class Cuda:
     gpus: tuple[Gpu, ...]
 
 
+def architecture(compute_capability: tuple[int, int]) -> str:
+    """A compute capability as nvcc and the names of our libraries have it: "90"."""
+    major, minor = compute_capability
+    return f"{major}{minor}"
+
+
 def package_version(module: str, *distributions: str) -> str | None:
     """The version of an importable module, without importing it; None when it is not installed.
 

@@ -116,7 +116,7 @@ def _plugin_needs(cuda: machine.Cuda, purpose: str = "to build and run") -> tupl
 
     if not cuda.gpus:
         return ()
-    architecture = "".join(map(str, cuda.gpus[0].compute_capability))
+    architecture = machine.architecture(cuda.gpus[0].compute_capability)
     lacking = [plugin_library.missing(head_dim, architecture) for head_dim in library.HEAD_DIMS]
     # One head_dim that is there serves the models that have it.
     return () if None in lacking else (f"{purpose}: the plugin library: {lacking[0]}",)

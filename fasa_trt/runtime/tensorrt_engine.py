@@ -14,6 +14,7 @@ from fasa_trt.core.engine_dir import EngineDirectory
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import plugin_library
 from fasa_trt.runtime.device_memory import Device
+from fasa_trt.runtime.machine import architecture
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # of targets
 ENGINE_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64"}
@@ -94,7 +95,7 @@ def check_version(directory: EngineDirectory, trt: Any) -> None:
 
 
 def check_gpu(directory: EngineDirectory, device: Device) -> None:
-    built, here = directory.manifest.get("tensorrt", {}).get("architecture"), architecture(device)
+    built, here = directory.manifest.get("tensorrt", {}).get("architecture"), architecture(device.compute_capability)
     if built is not None and built != here:
         raise FasaError(
             f"{directory.path} was built for GPU architecture sm_{built}, this GPU is sm_{here}",
@@ -111,11 +112,12 @@ def check_gpu(directory: EngineDirectory, device: Device) -> None:
 def load_plugin(directory: EngineDirectory, device: Device, trt: Any) -> str:
     """The path of the library, which is registered afterwards."""
     head_dim = int(directory.config["pretrained_config"]["head_size"])
-    file = plugin_library.find(head_dim, architecture(device))
+    gpu = architecture(device.compute_capability)
+    file = plugin_library.find(head_dim, gpu)
     if file is None:
         raise FasaError(
-            f"the plugin library for sm_{architecture(device)} and head_dim {head_dim} is not built",
-            hint=f"fasa-trt plugin build --kind tensorrt --arch {architecture(device)} --head-dim {head_dim}",
+            f"the plugin library for sm_{gpu} and head_dim {head_dim} is not built",
+            hint=f"fasa-trt plugin build --kind tensorrt --arch {gpu} --head-dim {head_dim}",
         )
     built, name, version = directory.manifest.get("plugin", {}), *plugin_library.CREATOR[:2]
     if built.get("version", version) != version:
@@ -143,11 +145,6 @@ def check_bindings(directory: EngineDirectory, engine: Any) -> None:
                 f"{directory.model_file} has {name} of type {dtype}, not {known[name].dtype}",
                 hint="build the engine again",
             )
-
-
-def architecture(device: Device) -> str:
-    """ "90" for compute capability 9.0."""
-    return "".join(map(str, device.compute_capability))
 
 
 def _new_log(trt: Any) -> Any:

@@ -172,7 +172,7 @@ def load_tensorrt_llm(directory: EngineDirectory, *, kv_fraction: float = 0.9) -
     gpus = machine.cuda().gpus
     if not gpus:
         raise FasaError("there is no NVIDIA GPU here", hint="build with --target onnxruntime")
-    architecture = "".join(map(str, gpus[0].compute_capability))
+    architecture = machine.architecture(gpus[0].compute_capability)
     head_dim = int(directory.config["pretrained_config"]["head_size"])
     plugin = plugin_library.find(head_dim, architecture)
     if plugin is None:

@@ -24,6 +24,7 @@ from fasa_trt.core.labels import LABEL_KINDS, label_bytes, scale_bytes
 from fasa_trt.core.spec import REDUCTION_CODES
 from fasa_trt.plugins import library as builds
 from fasa_trt.plugins.torch.structs import AppendParams, DecodeParams, Labels, Pool, PrefillParams, declare
+from fasa_trt.runtime.machine import architecture
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 
@@ -31,8 +32,7 @@ DTYPES = {torch.float16: 0, torch.bfloat16: 1}
 @cache
 def library(device: torch.device, head_dim: int) -> ctypes.CDLL:
     """The kernels for a CUDA device and a head_dim. Raises FasaError when they cannot be built."""
-    major, minor = torch.cuda.get_device_capability(device)
-    lib = declare(builds.load(f"{major}{minor}", (head_dim,)))
+    lib = declare(builds.load(architecture(torch.cuda.get_device_capability(device)), (head_dim,)))
     with torch.cuda.device(device):
         lib.fasa_reserve_l2()  # for speed alone: a device that refuses works as well
     return lib

@@ -12,6 +12,7 @@ import torch
 from fasa_trt.core.errors import FasaError
 from fasa_trt.plugins import library, toolchain
 from fasa_trt.plugins.plugin_library import provide
+from fasa_trt.runtime.machine import architecture
 from tests.plugins.tensorrt.driver import (
     COMPILER,
     HERE,
@@ -49,8 +50,7 @@ def plugin_library() -> Path:
         toolchain.find_nvcc(), toolchain.find_flashinfer()
     except FasaError as error:
         pytest.skip(str(error))
-    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    return provide(128, f"{major}{minor}")
+    return provide(128, architecture(torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fasa_trt.plugins import library
+from fasa_trt.runtime.machine import architecture
 from tests.plugins.tensorrt.cases import CASES, DTYPES, HEAD_DIMS, MIXES, start
 from tests.plugins.tensorrt.conftest import require_compiler
 from tests.plugins.tensorrt.driver import Driver, compile_driver
@@ -40,8 +41,7 @@ def library_for(request: pytest.FixtureRequest, device: str) -> Path:
     if device == "cpu":
         found: Path = request.getfixturevalue("cpu_library")
         return found
-    major, minor = torch.cuda.get_device_capability()
-    return library.build_plugin(f"{major}{minor}", HEAD_DIMS)
+    return library.build_plugin(architecture(torch.cuda.get_device_capability()), HEAD_DIMS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
