@@ -15,7 +15,6 @@ import pytest
 
 GIVEN_UP = "Timeout ("  # what faulthandler says first
 _START = time.monotonic()
-_STDERR = os.dup(2)  # before pytest keeps for itself what is written there
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +27,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     last = config.getoption("deadline") + config.getoption("grace")
     if math.isfinite(last):
-        faulthandler.dump_traceback_later(last, exit=True, file=_STDERR)
+        # A copy: pytest keeps for itself what tests write to standard error, but not yet.
+        faulthandler.dump_traceback_later(last, exit=True, file=os.dup(2))
 
 
 def pytest_unconfigure() -> None:

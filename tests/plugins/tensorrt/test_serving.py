@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fasa_trt.plugins import library
-from fasa_trt.runtime.machine import architecture
-from tests.plugins.tensorrt.cases import CASES, DTYPES, HEAD_DIMS, MIXES, start
+from benchmarks import plugin_driver
+from tests.plugins.tensorrt.cases import CASES, DTYPES, MIXES, start
 from tests.plugins.tensorrt.conftest import require_compiler
 from tests.plugins.tensorrt.driver import Driver, compile_driver
 
@@ -41,7 +40,7 @@ def library_for(request: pytest.FixtureRequest, device: str) -> Path:
     if device == "cpu":
         found: Path = request.getfixturevalue("cpu_library")
         return found
-    return library.build_plugin(architecture(torch.cuda.get_device_capability()), HEAD_DIMS)
+    return plugin_driver.build()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
